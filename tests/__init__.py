@@ -1,0 +1,1 @@
+"""Tests of shearfx. A package, so that tests and benchmarks can share `tests.zoo`."""
