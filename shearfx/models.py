@@ -1,0 +1,96 @@
+"""Where models come from: one :func:`load_model` for folders, hub ids, GGUF files and the user's own factories."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedTokenizerBase
+
+from shearfx.errors import ShearError, message
+from shearfx.example_inputs import Kind, example_inputs, kind_of
+from shearfx.factories import build_from_factory, is_factory_spec
+from shearfx.pretrained import download, read_folder, read_gguf
+
+__all__ = ["LoadedModel", "load_model"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with everything needed to trace and judge it."""
+
+    module: nn.Module
+    source: str  # what the user asked for
+    kind: Kind
+    args: tuple[Any, ...] = ()  # example inputs: `module(*args, **kwargs)` runs
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None  # None: the source has none
+
+
+def load_model(spec: str, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load the model that ``spec`` names, with example inputs and, where there is one, its tokenizer.
+
+    ``spec`` is, tried in this order:
+
+    1. a path: a Hugging Face folder (``config.json`` and safetensors), or a GGUF file, whose weights are
+       dequantised;
+    2. ``package.module:factory``, a function of the user's that returns the model and its example inputs;
+    3. a hub id, ``name`` or ``owner/name``, fetched into the usual cache.
+
+    ``dtype`` is that of the weights, a torch dtype or its name; None keeps that of the files (float32 for GGUF).
+    ``device="meta"`` reads no weights: enough to analyse a model, of any size.  No code that comes with a
+    checkpoint is run, and no pickle is opened.
+
+    Raises:
+        CheckpointError: nothing there, not a model, a damaged or unsafe file, or the hub cannot be reached.
+        TraceError: a factory fails, or no example inputs can be made.
+        ShearError: ``dtype`` or ``device`` is none.
+    """
+    torch_dtype = _dtype(dtype)
+    torch_device = _device(device)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if is_factory_spec(spec):
+            return _from_factory(spec, torch_dtype, torch_device)
+        path = download(spec)
+    read: Callable[..., tuple[nn.Module, PreTrainedTokenizerBase | None]] = read_folder if path.is_dir() else read_gguf
+    module, tokenizer = read(path, dtype=torch_dtype, device=torch_device)
+    kwargs = example_inputs(module, torch_device)
+    return LoadedModel(module, spec, kind_of(module), kwargs=kwargs, tokenizer=tokenizer)
+
+
+def _from_factory(spec: str, dtype: torch.dtype | None, device: torch.device) -> LoadedModel:
+    with torch.device(device):
+        module, args, kwargs = build_from_factory(spec)
+
+    def moved(value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    module = module.to(device=device, dtype=dtype).eval()
+    args, kwargs = pytree.tree_map(moved, (args, kwargs))
+    return LoadedModel(module, spec, kind_of(module), args=args, kwargs=kwargs)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ShearError(
+        message(f"{dtype!r} is not a floating dtype", where="dtype", todo="use float32, bfloat16, float16 or float64")
+    )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        todo = 'use "cpu", "meta", or a device that torch.accelerator can see'
+        raise ShearError(message(f"no device {str(device)!r}: {reason}", where="device", todo=todo)) from error
+    return found
