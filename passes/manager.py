@@ -1,0 +1,122 @@
+"""The pass manager: runs passes over the IR and checks the table of invariants after each.
+
+A pass is a frozen dataclass whose fields are its options. It says what must have run before it (``requires``), does
+its work in ``apply``, and names the invariants that hold from then on (``ensures``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shearfx.dims import Dim, same_size
+from shearfx.errors import SoundnessError, message
+from shearfx.graph import Graph, mentions, show
+from shearfx.rules.registry import shape_of
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base class of all passes."""
+
+    name: ClassVar[str] = "pass"
+    requires: ClassVar[tuple[str, ...]] = ()
+    ensures: ClassVar[tuple[str, ...]] = ()
+
+    def apply(self, graph: Graph) -> None:
+        """Do the work, in place."""
+        raise NotImplementedError
+
+
+def run(graph: Graph, passes: Sequence[Pass], after: Callable[[str, Graph], None] | None = None) -> Graph:
+    """Run the passes in order; after each, check every invariant established so far.
+
+    Args:
+        after: called with the name of each finished pass and the graph (printing, drawing).
+
+    Raises:
+        SoundnessError: an invariant is broken; the message names the pass, the node and the dims.
+    """
+    done: list[str] = []
+    promised: list[str] = ["lints"]
+    for step in passes:
+        missing = [name for name in step.requires if name not in done]
+        if missing:
+            raise ValueError(f"pass {step.name!r} needs {', '.join(missing)} to run first")
+        start = time.perf_counter()
+        step.apply(graph)
+        done.append(step.name)
+        promised.extend(step.ensures)
+        for invariant in dict.fromkeys(promised):
+            problem = INVARIANTS[invariant](graph)
+            if problem:
+                raise SoundnessError(
+                    message(
+                        f"invariant {invariant!r} does not hold: {problem}",
+                        where=f"after pass {step.name!r}",
+                        todo="this is a bug in shearfx or in a rule of yours; please report it with the model",
+                    )
+                )
+        graph.seconds[step.name] = time.perf_counter() - start
+        if after is not None:
+            after(step.name, graph)
+    return graph
+
+
+# -- invariants: each returns a description of what is wrong, or None ------------------------------------
+
+
+def _lints(graph: Graph) -> str | None:
+    graph.traced.graph.lint()
+    return None
+
+
+def _sizes_match(graph: Graph) -> str | None:
+    for node, record in graph.records.items():
+        value = node.meta.get("val")
+        if isinstance(record.dims, tuple):
+            shapes = [(record.dims, shape_of(value))]
+        elif isinstance(record.dims, list):
+            shapes = [(d, shape_of(v)) for d, v in zip(record.dims, value, strict=True) if d is not None]
+        else:
+            continue
+        for dims, shape in shapes:
+            if len(dims) != len(shape) or not all(same_size(d.size, s) for d, s in zip(dims, shape, strict=True)):
+                return f"{node.name} ({node.target}) has dims {dims} for shape {shape} [{graph.source(node)}]"
+    return None
+
+
+def _grouped_or_pinned(graph: Graph) -> str | None:
+    grouped = {g.atom for g in graph.groups}
+    for name, dims in graph.tensor_dims.items():
+        for axis, dim in enumerate(dims):
+            for atom in mentions((dim,)):
+                if (atom in grouped) == (atom.pin is not None):
+                    return f"dim {axis} of {name}: {show(atom)} is {'both' if atom.pin else 'neither'} grouped and pinned"
+    return None
+
+
+def _members_partition(graph: Graph) -> str | None:
+    for group in graph.groups:
+        for member in group.members:
+            if member.atom is not group.atom or member.atom not in mentions((member.term,)):
+                return f"{group.name} lists {member.name} dim {member.dim}, which does not mention it"
+    claimed = {(m.name, m.dim, id(m.atom)) for g in graph.groups for m in g.members}
+    for name, dims in graph.tensor_dims.items():
+        for axis, dim in enumerate(dims):
+            for atom in mentions((dim,)):
+                if atom.pin is None and (name, axis, id(atom)) not in claimed:
+                    return f"no group lists {name} dim {axis}"
+    return None
+
+
+INVARIANTS: dict[str, Callable[[Graph], str | None]] = {
+    "lints": _lints,
+    "sizes match": _sizes_match,
+    "grouped or pinned": _grouped_or_pinned,
+    "members partition": _members_partition,
+}
+
+__all__ = ["INVARIANTS", "Dim", "Pass", "run"]

@@ -1,0 +1,143 @@
+"""Pruning-group partitioning: certificates, members and costs of every group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from shearfx.dims import Atom
+from shearfx.graph import CERTIFICATES, Graph, Group, Member, mentions, module_path, natural, new_size
+from shearfx.passes.kinds import kinds
+from shearfx.passes.manager import Pass
+from shearfx.passes.node_groups import atoms_of
+from shearfx.values import Value
+
+
+@dataclass(frozen=True)
+class PartitionGroups(Pass):
+    """Every atom that is not pinned and that a parameter mentions becomes a pruning group with its certificate.
+
+    Source: LoRAShear, Algorithm 2; the certificates are shearfx's own (design, "From equations to pruning groups").
+    """
+
+    name: ClassVar[str] = "partition"
+    requires: ClassVar[tuple[str, ...]] = ("infer", "node groups")
+    ensures: ClassVar[tuple[str, ...]] = ("grouped or pinned", "members partition")
+
+    def apply(self, graph: Graph) -> None:
+        members = _members(graph)
+        verdicts = certify(graph)
+        named = kinds(graph)
+        modules: dict[Atom, list[str]] = {}
+        for group in graph.node_groups:
+            modules[group.atom] = list(dict.fromkeys(module_path(n) for n in group.nodes if n.op == "call_function"))
+        graph.groups = []
+        for atom, found in members.items():
+            verdict = verdicts.get(atom, Verdict())
+            graph.groups.append(
+                Group(
+                    name=_name(found, atom), kind=named.get(atom, "features"), size=atom.size,
+                    certificate=verdict.certificate, members=tuple(found), params=_cost(graph, found, atom), atom=atom,
+                    reason=verdict.reason, node=verdict.node, modules=tuple(modules.get(atom, ())),
+                )
+            )  # fmt: skip
+        graph.groups.sort(key=lambda g: natural(g.name))
+
+
+def _members(graph: Graph) -> dict[Atom, list[Member]]:
+    found: dict[Atom, list[Member]] = {}
+    for name, dims in graph.tensor_dims.items():
+        for axis, dim in enumerate(dims):
+            for atom in mentions((dim,)):
+                if atom.pin is None:
+                    found.setdefault(atom, []).append(Member(name, axis, dim, atom))
+    return found
+
+
+def _name(members: list[Member], atom: Atom) -> str:
+    """The smallest parameter, dim and position that mention the atom."""
+    from shearfx.dims import leaves
+
+    first = min(members, key=lambda m: (len(mentions((m.term,))), natural(m.name), m.dim))
+    if first.term is atom:
+        return f"{first.name}:{first.dim}"
+    position = next(i for i, leaf in enumerate(leaves(first.term)) if leaf is atom)
+    return f"{first.name}:{first.dim}.{position}"
+
+
+def _cost(graph: Graph, members: list[Member], atom: Atom) -> int:
+    sizes = {atom: atom.size - 1}
+    cost = 0
+    for name in dict.fromkeys(m.name for m in members):
+        tensor = graph.tensors[name]
+        if tensor.kind == "parameter":
+            cost += math.prod(tensor.shape) - math.prod(new_size(d, sizes) for d in graph.tensor_dims[name])
+    return cost
+
+
+# -- certificates ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A certificate, and what kept it from being exact."""
+
+    certificate: str = "exact"
+    reason: str = ""
+    node: str = ""
+
+
+def certify(graph: Graph) -> dict[Atom, Verdict]:
+    """Follow a zeroed index of every atom through the graph to where the atom leaves it.
+
+    Zeroing sets the slices of floating parameters to zero and leaves buffers alone, so parameters start at zero and
+    everything else at what it is without zeroing. Returns the verdict of every atom that leaves somewhere.
+    """
+    base: dict[fx.Node, Value] = {}
+    zeroed: dict[fx.Node, dict[Atom, Value]] = {}
+    verdicts: dict[Atom, Verdict] = {}
+    for node, record in graph.records.items():
+        atoms = [a for a in atoms_of(graph, record.dims) if a.pin is None]
+        if node.op == "placeholder":
+            tensor = graph.traced.tensors.get(node)
+            base[node] = _constant(graph.traced.constants, tensor.name) if tensor else Value.FINITE
+            floating = tensor is not None and tensor.kind == "parameter" and tensor.dtype.is_floating_point
+            zeroed[node] = dict.fromkeys(atoms, Value.ZERO) if floating else {}
+            continue
+        sources = record.operands
+        values = [base[s] for s in sources]
+        base[node] = record.transfer(values) if record.transfer else Value.UNKNOWN
+        zeroed[node] = {}
+
+        def seen(atom: Atom, sources: tuple[fx.Node, ...] = sources) -> list[Value]:
+            return [zeroed[s].get(atom, base[s]) for s in sources]
+
+        if record.transfer is not None:
+            for atom in atoms:
+                values = seen(atom)
+                if record.sources is not None:
+                    values = [values[i] for i in record.sources(atom)] or values
+                value = record.transfer(values)
+                if value is not base[node]:
+                    zeroed[node][atom] = value
+        for exit_ in record.exits:
+            for atom in dict.fromkeys(graph.solver.atoms(exit_.dim)):
+                if atom.pin is None:
+                    exact = exit_.value(seen(atom)) is Value.ZERO
+                    new = Verdict(exit_.certificate if exact else "approximate", exit_.reason, node.name)
+                    old = verdicts.get(atom, Verdict())
+                    if CERTIFICATES.index(new.certificate) > CERTIFICATES.index(old.certificate):
+                        verdicts[atom] = new
+    return verdicts
+
+
+def _constant(constants: Mapping[str, torch.Tensor], name: str) -> Value:
+    value = constants.get(name)
+    if value is None or value.is_meta or not value.is_floating_point():
+        return Value.FINITE
+    return Value.FINITE if bool(torch.isfinite(value).all()) else Value.UNKNOWN

@@ -1,0 +1,74 @@
+"""Point-wise operators: results and operands share their dims; what happens to zero is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from shearfx.rules.registry import Dims, Site, is_tensor, parameters_of, rule
+from shearfx.values import Operand, Value, join, measure_operator
+
+aten = torch.ops.aten
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether torch itself declares an operator to be point-wise."""
+    return torch.Tag.pointwise in getattr(target, "tags", ())
+
+
+def pointwise(site: Site) -> Dims:
+    """Any operator that torch tags as point-wise: operands broadcast against each other."""
+    nodes = [node for node in site.tensors() if node is not None]
+    site.operands(*nodes, transfer=_measured(site))
+    return site.broadcast([site.dims(node) for node in nodes])
+
+
+def _measured(site: Site) -> Any:
+    node = site.node
+    order: list[fx.Node] = []
+
+    def stand_in(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            if is_tensor(value):
+                order.append(value)
+                return Operand(value.meta["val"].dtype)
+            return 1  # a number that follows the input's size
+        return tuple(map(stand_in, value)) if isinstance(value, (list, tuple)) else value
+
+    template = tuple(map(stand_in, node.args))
+    names = {name for name, _, _, _ in parameters_of(node.target)} - {"device", "pin_memory", "memory_format"}
+    keywords = tuple((k, stand_in(v)) for k, v in node.kwargs.items() if k in names and k != "dtype")
+    nodes = [n for n in site.tensors() if n is not None]
+    positions = [nodes.index(n) for n in order]
+
+    def transfer(values: list[Value]) -> Value:
+        return measure_operator(node.target, template, keywords, tuple(values[i] for i in positions))
+
+    return transfer
+
+
+def _identity_samples() -> Iterable[tuple[Any, ...]]:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    yield aten.clone.default, (x,), {}
+    yield aten.to.dtype, (x, torch.float32), {}
+    yield aten.dropout.default, (x, 0.5, False), {}
+
+
+@rule(
+    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.to.dtype, aten.to.dtype_layout,
+    aten.to.device, aten.to.other, aten._to_copy.default, aten.type_as.default, aten.positive.default,
+    aten.resolve_conj.default, aten.resolve_neg.default, aten.copy.default,
+    samples=_identity_samples,
+)  # fmt: skip
+def identity(site: Site) -> Dims:
+    """Operators that return the numbers they are given: copies, casts, dropout in evaluation mode."""
+    if site.node.target is aten.copy.default:  # the source is broadcast to the destination's shape
+        site.operands(site.arg("src"), transfer=join)
+        return site.broadcast([site.dims("self"), site.dims("src")])
+    first = next(node for node in site.tensors() if node is not None)
+    site.operands(first, transfer=join)
+    return site.dims(first)

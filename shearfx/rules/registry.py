@@ -1,0 +1,373 @@
+"""Operator rules: what each operator says about the dims of its operands and results.
+
+A rule is either a line of notation, close to einsum and einops ::
+
+    rule(aten.linear.default, "... i, o i, [o] -> ... o")
+
+or a function of a :class:`Site` that states equations and returns the dims of the result. Rules know no model and
+no pass; passes know no operator. An operator without a rule is pinned, never guessed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from shearfx.dims import ONE, Atom, Dim, Size, Solver, concat, prod
+from shearfx.values import Value, add, join, multiply
+
+Dims: TypeAlias = tuple[Dim, ...]
+Result: TypeAlias = "Dims | list[Dims | None] | None"
+"""Dims of one tensor, of a list of tensors (None for what is no tensor), or None for no tensor at all."""
+
+Transfer: TypeAlias = Callable[[list[Value]], Value]
+"""From the classes of the operands (in the order of ``Record.operands``) to the class of the result."""
+
+
+@dataclass(slots=True)
+class Exit:
+    """A place where a dimension leaves the graph of its dims: the operator sums over it, or reads its size.
+
+    ``value`` gives the class of the number that a zeroed index adds there; cutting is the same as zeroing only if
+    that is zero. ``certificate`` is the best that a group can get through this exit.
+    """
+
+    dim: Dim
+    certificate: str
+    value: Transfer
+    reason: str
+
+
+@dataclass(slots=True)
+class Record:
+    """What inference knows of one node of the graph."""
+
+    node: fx.Node
+    dims: Result
+    operands: tuple[fx.Node, ...] = ()
+    transfer: Transfer | None = None
+    sources: Callable[[Atom], Sequence[int]] | None = None
+    """For an atom of the result: which operands its slice is made of. None: all of them."""
+    exits: list[Exit] = field(default_factory=list)
+    sizes: list[tuple[str, Dim | Dims]] = field(default_factory=list)
+    """(argument, term): this argument is the size of the term (a list: one for each), to be re-derived."""
+    scalars: list[tuple[str, Callable[[Callable[[Dim], int]], Any]]] = field(default_factory=list)
+    """(argument, function of new sizes): this argument is computed from sizes."""
+    constants: list[tuple[str, Any]] = field(default_factory=list)
+    """(argument, value): an argument left to a default that reads a size; written out before cutting."""
+    created: bool = False
+    """The result is a table made from sizes alone: it is made at full size, then sliced."""
+    rescale: Dim | None = None
+    """The result is a mean over this dim: times new size over old size, it is the mean over the full dim."""
+    replace: tuple[Any, Callable[[Site], dict[str, Any]]] | None = None
+    roles: list[tuple[str, Dim]] = field(default_factory=list)
+    """What this operator takes a dim for (``heads``, ``channels``, ...), from which kinds of groups are named."""
+
+
+RuleFunction: TypeAlias = "Callable[[Site], Result]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered rule: the function, where it came from, and samples that the tests run it on."""
+
+    function: RuleFunction
+    name: str
+    samples: Callable[[], Iterable[tuple[Any, ...]]] | None = None
+
+
+RULES: dict[Any, Rule] = {}
+
+
+@functools.lru_cache(maxsize=None)
+def parameters_of(target: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
+    """(name, default, keyword only, tensor) of each argument of an operator, from its schema."""
+    return tuple(
+        (a.name, a.default_value if a.has_default_value() else None, a.kwarg_only, "Tensor" in str(a.type))
+        for a in target._schema.arguments
+    )
+
+
+class Site:
+    """One node under inference: what a rule reads, and where it says what it knows."""
+
+    def __init__(self, node: fx.Node, solver: Solver, records: dict[fx.Node, Record]) -> None:
+        self.node = node
+        self.solver = solver
+        self.records = records
+        self.record = Record(node, None)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def arg(self, name: str) -> Any:
+        """The value of an argument by its schema name, or its default."""
+        for i, (parameter, default, keyword, _) in enumerate(parameters_of(self.node.target)):
+            if parameter == name:
+                if not keyword and i < len(self.node.args):
+                    return self.node.args[i]
+                return self.node.kwargs.get(name, default)
+        raise KeyError(f"{self.node.target} has no argument {name!r}")
+
+    def tensors(self) -> list[fx.Node | None]:
+        """The tensor arguments in schema order; None for absent optional ones; lists of tensors flattened."""
+        found: list[fx.Node | None] = []
+        for name, _, _, tensor in parameters_of(self.node.target):
+            if tensor:
+                value = self.arg(name)
+                found.extend(value if isinstance(value, (list, tuple)) else [value])
+        return [v if isinstance(v, fx.Node) and is_tensor(v) else None for v in found]
+
+    def dims(self, value: Any) -> Dims:
+        """The dims of a tensor argument, given by schema name or as a node."""
+        node = self.arg(value) if isinstance(value, str) else value
+        if not isinstance(node, fx.Node):
+            return ()
+        dims = self.records[node].dims
+        assert isinstance(dims, tuple), f"{node} is no single tensor"
+        return dims
+
+    def shape(self, value: Any = None) -> tuple[Size, ...]:
+        """The traced shape of a tensor argument (by name or as a node), or of the result."""
+        node = self.node if value is None else self.arg(value) if isinstance(value, str) else value
+        return shape_of(node.meta["val"])
+
+    def axis(self, name: str, rank: int) -> int:
+        """An axis argument, counted from the front."""
+        axis = self.arg(name) if isinstance(name, str) else name
+        return int(axis) % rank if rank else 0
+
+    def axes(self, name: str, rank: int) -> list[int]:
+        """A list-of-axes argument, counted from the front; absent or empty means all."""
+        value = self.arg(name)
+        if value is None or (isinstance(value, (list, tuple)) and not value):
+            return list(range(rank))
+        return [int(a) % rank for a in (value if isinstance(value, (list, tuple)) else [value])]
+
+    # -- saying ------------------------------------------------------------------------------------
+
+    def fresh(self, size: Size) -> Dim:
+        """A new dimension of this size."""
+        return self.solver.fresh(size)
+
+    def fresh_like_output(self) -> Dims:
+        """New dims for the single tensor that the node returns."""
+        return tuple(self.fresh(size) for size in self.shape())
+
+    def equate(self, left: Dim, right: Dim) -> None:
+        """State that two dims are the same."""
+        self.solver.equate(left, right, f"the two sides of {self.node.target}", self.node.name)
+
+    def pin(self, dims: Dim | Iterable[Dim], reason: str) -> None:
+        """Forbid cutting."""
+        for dim in (dims,) if isinstance(dims, Dim) else dims:
+            self.solver.pin(dim, reason, self.node.name)
+
+    def broadcast(self, shapes: Sequence[Dims]) -> Dims:
+        """Equate dims as broadcasting does (aligned right, size one stretches) and return the common ones."""
+        rank = max(map(len, shapes), default=0)
+        result: list[Dim] = []
+        for i in range(rank, 0, -1):
+            present = [dims[len(dims) - i] for dims in shapes if len(dims) >= i]
+            wide = [dim for dim in present if not is_one(dim.size)]
+            for other in wide[1:]:
+                if other is not wide[0]:
+                    self.equate(wide[0], other)
+            result.append(wide[0] if wide else ONE)
+        return tuple(result)
+
+    def operands(self, *nodes: Any, transfer: Transfer | None = None) -> None:
+        """Name the tensor operands whose values matter, and how they make the value of the result."""
+        self.record.operands = tuple(node for node in nodes if isinstance(node, fx.Node))
+        self.record.transfer = transfer
+
+    def joins(self, nodes: Sequence[fx.Node]) -> None:
+        """The result's elements each come from one operand: a slice is made of the operands that mention its atom."""
+        self.operands(*nodes, transfer=join)
+        shapes = [self.dims(node) for node in nodes]
+        solver = self.solver
+
+        def sources(atom: Atom) -> list[int]:
+            mentions = [any(atom in solver.atoms(dim) for dim in dims) for dims in shapes]
+            return [i for i, mentioned in enumerate(mentions) if mentioned]
+
+        self.record.sources = sources
+
+    def contracts(self, dim: Dim, value: Transfer | None = None, what: str = "") -> None:
+        """State that ``dim`` is summed over: exact where what a zeroed index adds is zero."""
+        reason = f"a zeroed index adds something other than zero to the sum in {what or self.node.target}"
+        self.record.exits.append(Exit(dim, "exact", value or multiply, reason))
+
+    def approximates(self, dim: Dim, reason: str) -> None:
+        """State that the operator's other results depend on how many indices ``dim`` has."""
+        self.record.exits.append(Exit(dim, "approximate", multiply, reason))
+
+    def sizes(self, argument: str, term: Dim | Dims) -> None:
+        """Declare that an argument is the size of a term (or the sizes of several)."""
+        self.record.sizes.append((argument, term))
+
+    def role(self, role: str, dim: Dim) -> None:
+        """Say what the operator takes ``dim`` for."""
+        self.record.roles.append((role, dim))
+
+
+def is_one(size: Size) -> bool:
+    """Whether a size is the integer one."""
+    return isinstance(size, int) and size == 1
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node stands for one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def size_of(size: Any) -> Size:
+    """An ``int`` or the sympy expression of a ``SymInt``."""
+    return size if isinstance(size, int) else int(size) if size.node.is_constant() else _whole(size.node.expr)
+
+
+def _whole(expression: Any) -> Size:
+    return int(expression) if expression.is_Integer else expression
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
+    """The sizes of a (fake) tensor."""
+    return tuple(size_of(s) for s in tensor.shape)
+
+
+# -- registering -----------------------------------------------------------------------------------
+
+
+def rule(*targets: Any, samples: Any = None) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a function as the rule of one or more operators.
+
+    Args:
+        targets: operator overloads, such as ``torch.ops.aten.linear.default``.
+        samples: a function returning calls ``(operator, args, kwargs)`` that the tests run the rule on.
+    """
+
+    def register(function: RuleFunction) -> RuleFunction:
+        for target in targets:
+            RULES[target] = Rule(function, getattr(function, "__name__", "rule"), samples)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed line of notation."""
+
+    text: str
+    inputs: tuple[tuple[str, ...], ...]
+    additive: tuple[bool, ...]
+    output: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=None)
+def parse(text: str) -> Pattern:
+    """Parse ``"... i, o i, [o] -> ... o"``: operands by commas, dims by spaces; ``[]`` is optional and added.
+
+    Raises:
+        ValueError: the text is no pattern; the message shows where.
+    """
+    left, arrow, right = text.partition("->")
+    if not arrow or "->" in right:
+        raise ValueError(f"pattern {text!r}: expected exactly one '->'")
+    inputs, additive = [], []
+    for operand in left.split(","):
+        operand = operand.strip()
+        optional = operand.startswith("[") and operand.endswith("]")
+        inputs.append(tuple(operand.strip("[]").split()))
+        additive.append(optional)
+    known = {letter for operand in inputs for letter in operand}
+    output = tuple(right.split())
+    for letter in output:
+        if letter not in known:
+            raise ValueError(f"pattern {text!r}: {letter!r} on the right is in no operand")
+    return Pattern(text, tuple(inputs), tuple(additive), output)
+
+
+def apply_pattern(site: Site, pattern: Pattern, nodes: Sequence[fx.Node | None]) -> Dims:
+    """State what a pattern says of the given operands and return the dims of the result."""
+    letters: dict[str, Dim] = {}
+    ellipses: list[Dims] = []
+    for node, names in zip(nodes, pattern.inputs, strict=True):
+        if node is None:
+            continue
+        dims = site.dims(node)
+        named = [n for n in names if n != "..."]
+        if "..." in names:
+            at = names.index("...")
+            count = len(dims) - len(named)
+            ellipses.append(dims[at : at + count])
+            dims = dims[:at] + dims[at + count :]
+        for name, dim in zip(named[len(named) - len(dims) :], dims, strict=True):
+            if name not in letters or is_one(letters[name].size):
+                letters[name] = dim
+            elif not is_one(dim.size):
+                site.equate(letters[name], dim)
+    shared = site.broadcast(ellipses)
+    present = [node for node in nodes if node is not None]
+    additive = [a for a, node in zip(pattern.additive, nodes, strict=True) if node is not None]
+    product = [i for i, a in enumerate(additive) if not a]
+    added = [i for i, a in enumerate(additive) if a]
+
+    def term(values: list[Value]) -> Value:
+        return multiply(values[i] for i in product)
+
+    site.operands(*present, transfer=lambda values: add([term(values), *(values[i] for i in added)]))
+    for name, dim in letters.items():
+        if name not in pattern.output:
+            site.contracts(dim, term)
+            site.role("contracted", dim)
+    return tuple(d for name in pattern.output for d in (shared if name == "..." else (letters[name],)))
+
+
+def pattern(target: Any, text: str, *, samples: Any = None) -> None:
+    """Register a line of notation as the rule of a contraction."""
+    parsed = parse(text)
+
+    @rule(target, samples=samples or functools.partial(_pattern_samples, target, parsed))
+    def apply(site: Site) -> Dims:
+        return apply_pattern(site, parsed, site.tensors())
+
+
+def _pattern_samples(target: Any, parsed: Pattern) -> Iterable[tuple[Any, ...]]:
+    """Calls of the operator with a distinct size for each letter, with and without optional operands."""
+    names = sorted({n for operand in parsed.inputs for n in operand if n != "..."})
+    sizes = dict(zip(names, (4, 6, 5, 7, 3), strict=False))
+    for batch in ((2, 3), (2,)) if any("..." in operand for operand in parsed.inputs) else ((),):
+        shapes = [
+            [s for n in operand for s in (batch if n == "..." else (sizes[n],))] for operand in parsed.inputs
+        ]
+        tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        yield target, tuple(tensors), {}
+        if parsed.additive[-1]:
+            yield target, tuple(tensors[:-1]), {}
+
+
+__all__ = [
+    "RULES",
+    "Dims",
+    "Exit",
+    "Record",
+    "Result",
+    "Rule",
+    "Site",
+    "apply_pattern",
+    "concat",
+    "is_one",
+    "is_tensor",
+    "join",
+    "parse",
+    "pattern",
+    "prod",
+    "rule",
+    "shape_of",
+    "size_of",
+]

@@ -1,0 +1,241 @@
+"""Views: operators that rearrange dims without touching numbers. A reshape says: product of dims = product of dims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from shearfx.dims import ONE, Dim, prod
+from shearfx.rules.registry import Dims, Site, is_one, rule
+from shearfx.values import join
+
+aten = torch.ops.aten
+
+
+def _t(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _reshape_samples() -> Iterable[tuple[Any, ...]]:
+    for target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        yield target, (_t(2, 12), [2, 3, 4]), {}
+        yield target, (_t(2, 3, 4), [2, -1]), {}
+        yield target, (_t(4, 6), [8, 3]), {}
+        yield target, (_t(2, 3, 4), [24]), {}
+        yield target, (_t(6, 1, 4), [3, 2, 2, 2]), {}
+
+
+@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, samples=_reshape_samples)
+def reshape(site: Site) -> Dims:
+    """The row-major product of the dims stays what it was."""
+    site.operands(site.arg("self"), transfer=join)
+    out = _reshaped(site, site.dims("self"))
+    site.sizes("shape" if site.node.target is aten.reshape.default else "size", out)
+    return out
+
+
+def _reshaped(site: Site, dims: Dims) -> Dims:
+    """Dims of the result for the traced shape; dims that stay in place keep their very term."""
+    shape = site.shape()
+    front = 0
+    while front < min(len(shape), len(dims)) and dims[front].size == shape[front]:
+        front += 1
+    back = 0
+    while back < min(len(shape), len(dims)) - front and dims[-1 - back].size == shape[-1 - back]:
+        back += 1
+    middle = tuple(site.fresh(size) for size in shape[front : len(shape) - back])
+    rest = dims[front : len(dims) - back]
+    if middle or rest:
+        site.equate(prod(rest), prod(middle))
+    return (*dims[:front], *middle, *dims[len(dims) - back :])
+
+
+def _flatten_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.flatten.using_ints, (_t(2, 3, 4, 5), 1, 2), {}
+    yield aten.flatten.using_ints, (_t(2, 3, 4),), {}
+
+
+@rule(aten.flatten.using_ints, samples=_flatten_samples)
+def flatten(site: Site) -> Dims:
+    """Some neighbouring dims become their product."""
+    site.operands(site.arg("self"), transfer=join)
+    return _reshaped(site, site.dims("self"))
+
+
+def _unflatten_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.unflatten.int, (_t(2, 12, 5), 1, [3, 4]), {}
+    yield aten.unflatten.int, (_t(2, 12), -1, [-1, 4]), {}
+
+
+@rule(aten.unflatten.int, samples=_unflatten_samples)
+def unflatten(site: Site) -> Dims:
+    """One dim becomes a product."""
+    site.operands(site.arg("self"), transfer=join)
+    out = _reshaped(site, site.dims("self"))
+    axis = site.axis("dim", len(site.dims("self")))
+    site.sizes("sizes", out[axis : axis + len(site.arg("sizes"))])
+    return out
+
+
+def _permute_samples() -> Iterable[tuple[Any, ...]]:
+    x = _t(2, 3, 4, 5)
+    yield aten.permute.default, (x, [0, 2, -1, 1]), {}
+    yield aten.transpose.int, (x, 1, -1), {}
+    yield aten.swapaxes.default, (x, 1, 2), {}
+    yield aten.movedim.int, (x, 1, -1), {}
+    yield aten.t.default, (_t(3, 4),), {}
+    yield aten.numpy_T.default, (x,), {}
+    yield aten.mT.default, (x,), {}
+
+
+@rule(
+    aten.permute.default, aten.transpose.int, aten.swapaxes.default, aten.movedim.int, aten.t.default,
+    aten.numpy_T.default, aten.mT.default, samples=_permute_samples,
+)  # fmt: skip
+def permute(site: Site) -> Dims:
+    """Dims change places: the operator, run on a tensor of distinct sizes, shows where each goes."""
+    node = site.node
+    x = next(n for n in site.tensors() if n is not None)
+    dims = site.dims(x)
+    probe = torch.empty([i + 2 for i in range(len(dims))], device="meta")
+    moved = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    site.operands(x, transfer=join)
+    return tuple(dims[size - 2] for size in moved.shape)
+
+
+def _squeeze_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.squeeze.dim, (_t(2, 1, 4), 1), {}
+    yield aten.squeeze.dim, (_t(2, 3, 4), 1), {}
+    yield aten.squeeze.dims, (_t(1, 3, 1, 4), [0, 2]), {}
+    yield aten.squeeze.default, (_t(1, 3, 1, 4),), {}
+    yield aten.unsqueeze.default, (_t(3, 4), -1), {}
+
+
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, samples=_squeeze_samples)
+def squeeze(site: Site) -> Dims:
+    """Dims of size one come and go."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = [dim for dim in site.dims("self") if not is_one(dim.size)]
+    result = tuple(ONE if is_one(size) else dims.pop(0) for size in site.shape())
+    assert not dims, f"{site.node}: a dim was lost"
+    return result
+
+
+def _expand_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.expand.default, (_t(2, 1, 4), [2, 3, 4]), {}
+    yield aten.expand.default, (_t(4), [3, -1]), {}
+    yield aten.expand_as.default, (_t(2, 1, 4), _t(2, 3, 4)), {}
+    yield aten.broadcast_to.default, (_t(2, 1, 4), [2, 3, 4]), {}
+
+
+@rule(aten.expand.default, aten.broadcast_to.default, samples=_expand_samples)
+def expand(site: Site) -> Dims:
+    """A stretched dim is free: nothing ties how often a number is repeated."""
+    site.operands(site.arg("self"), transfer=join)
+    out = _stretched(site, site.dims("self"))
+    site.sizes("size", out)
+    return out
+
+
+def _stretched(site: Site, dims: Dims) -> Dims:
+    shape = site.shape()
+    padded = (ONE,) * (len(shape) - len(dims)) + dims
+    out = [dim if is_one(size) or not is_one(dim.size) else site.fresh(size) for dim, size in zip(padded, shape)]
+    for dim, before in zip(out, padded, strict=True):
+        if dim is not before:
+            site.role("repeated", dim)
+    return tuple(out)
+
+
+@rule(aten.expand_as.default, aten.view_as.default, samples=lambda: list(_expand_samples())[2:3])
+def expand_as(site: Site) -> Dims:
+    """As the other tensor."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = site.dims("self")
+    if site.node.target is aten.view_as.default:
+        site.equate(prod(dims), prod(site.dims("other")))
+        return site.dims("other")
+    return site.broadcast([dims, site.dims("other")])
+
+
+def _repeat_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.repeat.default, (_t(2, 3), [1, 2, 1]), {}
+    yield aten.repeat.default, (_t(2, 3), [2, 3]), {}
+    yield aten.repeat_interleave.self_int, (_t(2, 3), 4, 1), {}
+    yield aten.repeat_interleave.self_int, (_t(2, 3), 2), {}
+
+
+@rule(aten.repeat.default, aten.tile.default, samples=_repeat_samples)
+def repeat(site: Site) -> Dims:
+    """``x`` repeated ``n`` times along a dim is ``n * x``."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = site.dims("self")
+    argument = "repeats" if site.node.target is aten.repeat.default else "dims"
+    repeats = site.arg(argument)
+    dims = (ONE,) * (len(repeats) - len(dims)) + dims
+    repeats = [1] * (len(dims) - len(repeats)) + list(repeats)
+    counts: list[Dim] = []
+    for dim, count, size in zip(dims, repeats, site.shape(), strict=True):
+        open_ended = not isinstance(count, int)
+        counts.append(site.fresh(size if open_ended and is_one(dim.size) else 1 if open_ended else count))
+        if open_ended and not is_one(dim.size):
+            site.pin(dims, "repeated as often as the input's size says")
+            return site.fresh_like_output()
+        site.role("repeated", counts[-1])
+    site.sizes(argument, tuple(counts))
+    return tuple(prod((count, dim)) for count, dim in zip(counts, dims, strict=True))
+
+
+@rule(aten.repeat_interleave.self_int, samples=lambda: list(_repeat_samples())[2:])
+def repeat_interleave(site: Site) -> Dims:
+    """Each index repeated ``n`` times in a row is ``x * n``."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = site.dims("self")
+    if not isinstance(site.arg("repeats"), int):
+        site.pin(dims, "repeated as often as the input's size says")
+        return site.fresh_like_output()
+    count = site.fresh(site.arg("repeats"))
+    site.role("repeated", count)
+    site.sizes("repeats", count)
+    if site.arg("dim") is None:
+        return (prod((*dims, count)),)
+    axis = site.axis("dim", len(dims))
+    return (*dims[:axis], prod((dims[axis], count)), *dims[axis + 1 :])
+
+
+def _complex_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.view_as_complex.default, (_t(3, 4, 2),), {}
+    yield aten.view_as_real.default, (torch.view_as_complex(_t(3, 4, 2)),), {}
+
+
+@rule(aten.view_as_complex.default, aten.view_as_real.default, samples=_complex_samples)
+def complex_view(site: Site) -> Dims:
+    """Pairs of real numbers become complex ones, or the reverse; the pair itself is never cut."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = site.dims("self")
+    if site.node.target is aten.view_as_real.default:
+        pair = site.fresh(2)
+        site.pin(pair, "the real and imaginary part of a complex number")
+        return (*dims, pair)
+    site.pin(dims[-1], "the real and imaginary part of a complex number")
+    return dims[:-1]
+
+
+def _unfold_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.unfold.default, (_t(2, 3, 8), -1, 4, 2), {}
+    yield aten.diagonal.default, (_t(3, 4, 4), 0, 1, 2), {}
+
+
+@rule(aten.unfold.default, samples=lambda: list(_unfold_samples())[:1])
+def unfold(site: Site) -> Dims:
+    """Windows slide over one dim; the others pass."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = list(site.dims("self"))
+    axis = site.axis("dimension", len(dims))
+    site.pin(dims[axis], "windows slide over it")
+    shape = site.shape()
+    windows = site.fresh(shape[axis]), site.fresh(shape[-1])
+    site.pin(windows, "windows slide over it")
+    return (*dims[:axis], windows[0], *dims[axis + 1 :], windows[1])

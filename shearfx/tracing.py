@@ -1,0 +1,369 @@
+"""The front end: any ``nn.Module`` to one flat torch.fx graph of aten operators, free of the examples' sizes.
+
+``torch.export`` captures the live module (non-strict, not decomposed), in evaluation mode, without a KV cache,
+without weights if they are on the meta device. What it leaves in the graph that is not computation (assertions,
+gradient switches, mutation) is removed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from shearfx.errors import TraceError, message
+from shearfx.rules.registry import shape_of
+
+_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A parameter, buffer or constant that the graph reads.
+
+    ``name`` is the first of ``aliases``, all the names under which the module holds this very tensor.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    """``parameter``, ``buffer`` or ``constant``."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    persistent: bool = True
+
+
+@dataclass
+class Traced:
+    """A traced model: the graph, what its placeholders stand for, and how it was called."""
+
+    graph: fx.Graph
+    tensors: dict[fx.Node, Tensor]
+    """Placeholder to the tensor it stands for."""
+    unused: list[Tensor]
+    """Tensors of the module that the trace never reaches."""
+    inputs: dict[str, fx.Node]
+    """Tensor arguments of the call by name."""
+    constants: dict[str, torch.Tensor]
+    """Tensors that the model's code makes from numbers (``torch.tensor(...)``), by name."""
+    output_spec: pytree.TreeSpec
+    call: dict[str, Any]
+    """The traced call as data: for each argument its dtype and shape (open dims by symbol), or its value."""
+    model_class: str
+    specialised: list[str] = field(default_factory=list)
+    """Dims of the call that the model's own code fixes to the example's size."""
+    adapters: tuple[str, ...] = ()
+    """Paths of the low-rank adapter layers (a frozen base, A and B)."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Parameters of such adapters, each with the dim that is the rank."""
+    seconds: float = 0.0
+
+
+def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
+    """Trace one call of the model.
+
+    Args:
+        model: in any mode, on any device (meta included); left as it was.
+        args, kwargs: an example call; dim 0 of its tensors, and dim 1 of integer ones, are left open.
+
+    Raises:
+        TraceError: the model does not export; the message shows the line where it stopped.
+    """
+    import time
+
+    kwargs = _by_name(model, args, kwargs)
+    start = time.perf_counter()
+    with evaluation(model), _quiet(), torch.no_grad():
+        program, names = _export(model, kwargs)
+        graph_module = program.graph_module
+        if any(_mutates(node) for node in _all_nodes(graph_module)):
+            program = program.run_decompositions({})
+            graph_module = program.graph_module
+    _inline(graph_module)
+    traced = _describe(model, program, names)
+    _clean(traced.graph, keep=set(traced.tensors))
+    traced.seconds = time.perf_counter() - start
+    return traced
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while; every submodule's own mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # torch.export logs and warns about every dim that it specialises; shearfx reports those itself.
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments by name, ``use_cache=False`` added where the signature has it."""
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(
+            message(
+                f"the example inputs do not fit the model: {error}",
+                where=f"{type(model).__name__}.forward{signature}",
+                todo="pass the arguments that forward takes",
+            )
+        ) from None
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise TraceError(
+                message(
+                    f"argument {name!r} can only be passed by position",
+                    where=f"{type(model).__name__}.forward{signature}",
+                    todo="wrap the model in a module whose forward takes named tensors",
+                )
+            )
+        else:
+            named[name] = value
+    if "use_cache" in signature.parameters and not named.get("use_cache"):
+        named["use_cache"] = False
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _export(model: nn.Module, kwargs: dict[str, Any]) -> tuple[ExportedProgram, list[str]]:
+    """Export with as many open dims as the model's code allows."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+    def fresh(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().clone().to(device) if device.type == "meta" else value.detach().clone()
+
+    errors: list[Exception] = []
+    for widen, axes in ((True, 2), (False, 2), (True, 1), (False, 1), (False, 0)):
+        example = pytree.tree_map(fresh, kwargs)
+        if widen and not (example := _two_of_each(example)):
+            continue
+        shapes = ShapesCollection()
+        for tensor in pytree.tree_leaves(example):
+            if isinstance(tensor, torch.Tensor):
+                tokens = axes > 1 and not tensor.is_floating_point() and tensor.dim() > 1
+                dims = {axis: Dim.AUTO for axis in range(min(tensor.dim(), 2 if tokens else 1))} if axes else {}
+                if dims:
+                    shapes[tensor] = dims
+        try:
+            dynamic = shapes.dynamic_shapes(model, (), example) if axes else None
+            return torch.export.export(model, (), example, strict=False, dynamic_shapes=dynamic), list(kwargs)
+        except Exception as error:  # export raises every kind there is; the last attempt's is the user's
+            errors.append(error)
+    raise TraceError(
+        message(
+            f"{type(model).__name__} cannot be exported: {_first_line(errors[-1])}",
+            where=_where(errors[-1]),
+            todo="make that line free of decisions on tensor values, or trace a submodule; "
+            "check with torch.export.export(model, args, strict=False)",
+        )
+    ) from errors[-1]
+
+
+def _two_of_each(example: dict[str, Any]) -> dict[str, Any] | None:
+    """A batch of two where every tensor has a batch of one (which export would fix to one); else None."""
+    tensors = [t for t in pytree.tree_leaves(example) if isinstance(t, torch.Tensor)]
+    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
+        return None
+    return {k: pytree.tree_map(lambda t: torch.cat([t, t]) if isinstance(t, torch.Tensor) else t, v)
+            for k, v in example.items()}  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the user's or a library's model code on the way to the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if "/torch/" not in f.filename and "/shearfx/" not in f.filename]
+    if not outside:
+        return ""
+    frame = outside[-1]
+    return f"{frame.filename}:{frame.lineno}: {frame.line}"
+
+
+# -- cleaning the graph --------------------------------------------------------------------------------
+
+
+def _all_nodes(graph_module: fx.GraphModule) -> Iterator[fx.Node]:
+    for module in graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def _inline(graph_module: fx.GraphModule) -> None:
+    """Replace gradient switches and disabled autocast regions by their bodies."""
+    for node in list(graph_module.graph.nodes):
+        name = getattr(node.target, "__name__", "") or getattr(node.target, "_name", "")
+        if node.op != "call_function" or name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+            continue
+        at = 1 if name == "wrap_with_set_grad_enabled" else 4
+        if name == "wrap_with_autocast" and node.args[2]:
+            continue  # an active autocast changes dtypes: an unknown operator, so pinned
+        body = getattr(graph_module, str(node.args[at].target))
+        _inline(body)
+        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[at + 1 :], strict=True))
+        with graph_module.graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "output":
+                    results = fx.node.map_arg(inner.args[0], lambda n: mapping[n])
+                elif inner.op != "placeholder":
+                    mapping[inner] = graph_module.graph.node_copy(inner, lambda n: mapping[n])
+                    if inner.op == "get_attr":
+                        setattr(graph_module, str(inner.target), getattr(body, str(inner.target)))
+        if isinstance(results, (tuple, list)):
+            for user in list(node.users):
+                user.replace_all_uses_with(results[user.args[1]])
+                graph_module.graph.erase_node(user)
+        else:
+            node.replace_all_uses_with(results)
+        graph_module.graph.erase_node(node)
+
+
+def _clean(graph: fx.Graph, keep: set[fx.Node]) -> None:
+    """Remove assertions and whatever only they used."""
+    for node in reversed(list(graph.nodes)):
+        name = str(node.target)
+        if node.op == "call_function" and (any(a in name for a in _ASSERTIONS)):
+            graph.erase_node(node)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for node in graph.nodes:
+        if node.op == "placeholder" and not node.users and node not in keep:
+            pass  # an argument that the model ignores stays an argument
+
+
+# -- reading the export --------------------------------------------------------------------------------
+
+
+def _describe(model: nn.Module, program: ExportedProgram, names: list[str]) -> Traced:
+    graph = program.graph_module.graph
+    nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    aliases = tensor_names(model)
+    persistent = set(model.state_dict(keep_vars=True))
+    tensors: dict[fx.Node, Tensor] = {}
+    inputs: dict[str, fx.Node] = {}
+    constants: dict[str, torch.Tensor] = {}
+    reached: set[str] = set()
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            assert spec.target is not None
+            group = aliases.get(spec.target, (spec.target,))
+            reached.update(group)
+            tensors[node] = _tensor(group, spec.kind is InputKind.PARAMETER, node.meta["val"], persistent)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            assert spec.target is not None
+            value = program.constants[spec.target]
+            constants[spec.target] = value
+            shape = tuple(value.shape)
+            tensors[node] = Tensor(spec.target, (spec.target,), "constant", shape, value.dtype, persistent=False)
+        elif isinstance(node.meta.get("val"), torch.Tensor):
+            inputs[node.name] = node
+    output = graph.output_node()
+    returned = [
+        value
+        for value, spec in zip(output.args[0], program.graph_signature.output_specs, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    output.args = (tuple(returned),)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    unused = []
+    for group in dict.fromkeys(aliases.values()):
+        if not reached & set(group):
+            value = parameters.get(group[0])
+            value = dict(model.named_buffers(remove_duplicate=False))[group[0]] if value is None else value
+            unused.append(_tensor(group, group[0] in parameters, value, persistent))
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    call = {node.name: _as_data(node) for node in nodes.values() if node not in tensors}
+    fixed = [
+        f"{name}: dim {axis} is fixed to {size}"
+        for name, node in inputs.items()
+        for axis, size in enumerate(shape_of(node.meta["val"])[: 1 if node.meta["val"].is_floating_point() else 2])
+        if isinstance(size, int)
+    ]
+    kind = type(model)
+    adapters, ranks = _adapters(model, aliases)
+    return Traced(graph, tensors, unused, inputs, constants, spec, call, f"{kind.__module__}.{kind.__qualname__}",
+                  fixed, adapters, ranks)  # fmt: skip
+
+
+_FACTORS = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
+"""Children of an adapter layer (PEFT's names) and the dim of their weights that is the rank."""
+
+
+def _adapters(model: nn.Module, aliases: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], dict[str, int]]:
+    paths = tuple(
+        path for path, module in model.named_modules() if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+    )
+    ranks: dict[str, int] = {}
+    for path in paths:
+        for name in aliases:
+            factor = name.removeprefix(f"{path}.").split(".")[0] if name.startswith(f"{path}.") else ""
+            if factor in _FACTORS and not name.endswith("bias"):
+                ranks[aliases[name][0]] = _FACTORS[factor]
+    return paths, ranks
+
+
+def tensor_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every name of a parameter or buffer to all names of the same tensor (tied weights, shared modules)."""
+    by_identity: dict[int, list[str]] = {}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
+        by_identity.setdefault(id(tensor), []).append(name)
+    return {name: tuple(group) for group in by_identity.values() for name in group}
+
+
+def _tensor(group: tuple[str, ...], parameter: bool, value: torch.Tensor, persistent: set[str]) -> Tensor:
+    kind = "parameter" if parameter else "buffer"
+    shape = tuple(int(s) for s in value.shape)
+    return Tensor(group[0], group, kind, shape, value.dtype, any(name in persistent for name in group))
+
+
+def _as_data(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": [
+            s if isinstance(s, int) else str(s) for s in shape_of(value)]}  # fmt: skip
+    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

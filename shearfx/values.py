@@ -1,0 +1,156 @@
+"""What is known of the numbers in a slice of a tensor: the abstract values behind certificates.
+
+Is cutting a structure the same as zeroing it? To answer, the zeroed slice is followed through the graph: each
+operator maps what is known of its operands to what is known of its result. For point-wise operators this map is
+*measured*: the operator runs on samples of each operand's class and its results are classified.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+class Value(enum.IntEnum):
+    """A set of numbers; each but the first two contains all finite ones before it that fit its sign."""
+
+    ZERO = 0
+    POSITIVE = 1
+    NONNEGATIVE = 2
+    FINITE = 3
+    UNKNOWN = 4
+    """Possibly infinite or not a number."""
+
+
+def join(values: Iterable[Value]) -> Value:
+    """The smallest class that contains all the given ones."""
+    present = set(values)
+    if not present:
+        return Value.FINITE
+    if len(present) == 1:
+        return present.pop()
+    top = max(present)
+    return Value.NONNEGATIVE if top is Value.POSITIVE else top
+
+
+def multiply(values: Iterable[Value]) -> Value:
+    """The class of a product."""
+    present = set(values)
+    for value in (Value.UNKNOWN, Value.ZERO, Value.FINITE, Value.NONNEGATIVE):
+        if value in present:
+            return value
+    return Value.POSITIVE
+
+
+def add(values: Iterable[Value]) -> Value:
+    """The class of a sum."""
+    present = set(values) - {Value.ZERO}
+    if not present:
+        return Value.ZERO
+    top = max(present)
+    if top is Value.NONNEGATIVE and Value.POSITIVE in present:
+        return Value.POSITIVE
+    return top
+
+
+_REAL = (-30.0, -2.0, -1.0, -0.5, 0.0, 1e-3, 0.5, 1.0, 2.0, 30.0)
+_SAMPLES = {
+    Value.ZERO: (0.0,),
+    Value.POSITIVE: tuple(x for x in _REAL if x > 0),
+    Value.NONNEGATIVE: tuple(x for x in _REAL if x >= 0),
+    Value.FINITE: _REAL,
+    Value.UNKNOWN: (*_REAL, float("inf"), float("-inf"), float("nan")),
+}
+
+
+def samples(value: Value, dtype: torch.dtype) -> torch.Tensor:
+    """Sample numbers of a class, as a 1-D tensor of a dtype of the same kind (float64, int64 or bool)."""
+    if dtype.is_complex:
+        return torch.tensor(_SAMPLES[value], dtype=torch.complex128)
+    if dtype.is_floating_point:
+        return torch.tensor(_SAMPLES[value], dtype=torch.float64)
+    finite = _SAMPLES[min(value, Value.FINITE)]
+    whole = torch.tensor(sorted({int(x) for x in finite if x == int(x)}), dtype=torch.int64)
+    return whole.to(torch.bool).unique() if dtype is torch.bool else whole
+
+
+def classify(result: torch.Tensor) -> Value:
+    """The class that a tensor of results belongs to."""
+    if result.is_complex():
+        result = torch.view_as_real(result)
+    if result.is_floating_point() and not bool(torch.isfinite(result).all()):
+        return Value.UNKNOWN
+    if not bool(result.any()):
+        return Value.ZERO
+    if bool((result > 0).all()):
+        return Value.POSITIVE
+    return Value.NONNEGATIVE if bool((result >= 0).all()) else Value.FINITE
+
+
+def of_number(number: Any) -> Value:
+    """The class of a scalar argument."""
+    if isinstance(number, (bool, int, float)):
+        return classify(torch.tensor([number], dtype=torch.float64))
+    return Value.FINITE
+
+
+def measure(function: Callable[..., Any], operands: Sequence[tuple[Value, torch.dtype]]) -> Value:
+    """Run ``function`` on all combinations of samples of its tensor operands and classify the results.
+
+    Args:
+        function: takes as many tensors of equal shape as there are operands.
+        operands: the class and dtype of each.
+    """
+    axes = [samples(value, dtype) for value, dtype in operands]
+    grids = torch.meshgrid(*axes, indexing="ij") if len(axes) > 1 else tuple(axes)
+    try:
+        result = function(*(grid.reshape(-1) for grid in grids))
+    except Exception:  # an operator that cannot run on samples tells nothing
+        return Value.UNKNOWN
+    outputs = result if isinstance(result, (tuple, list)) else (result,)
+    return join(classify(output) for output in outputs if isinstance(output, torch.Tensor))
+
+
+@functools.lru_cache(maxsize=4096)
+def measure_operator(
+    operator: Any, template: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...], classes: tuple[Value, ...]
+) -> Value:
+    """:func:`measure` of an aten operator, cached.
+
+    Args:
+        operator: the overload.
+        template: its positional arguments; a ``torch.dtype`` stands for a tensor operand of that dtype.
+        keywords: its keyword arguments, the same way.
+        classes: one class for each tensor operand, in order.
+    """
+    dtypes = [a for a in itertools.chain(template, (v for _, v in keywords)) if isinstance(a, Operand)]
+    if len(classes) > 3:
+        return Value.UNKNOWN if Value.UNKNOWN in classes else Value.FINITE if len(dtypes) < 2 else Value.UNKNOWN
+
+    def call(*tensors: torch.Tensor) -> Any:
+        remaining = iter(tensors)
+        args = [next(remaining) if isinstance(a, Operand) else a for a in template]
+        kwargs = {k: next(remaining) if isinstance(v, Operand) else v for k, v in keywords}
+        return operator(*args, **kwargs)
+
+    return measure(call, [(value, operand.dtype) for value, operand in zip(classes, dtypes, strict=True)])
+
+
+class Operand:
+    """Stands for a tensor operand in an argument template."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __hash__(self) -> int:
+        return hash(self.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Operand) and other.dtype == self.dtype
