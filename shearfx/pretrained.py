@@ -113,7 +113,9 @@ def read_gguf(path: Path, *, dtype: torch.dtype | None, device: torch.device) ->
             with torch.device("meta"):
                 model = auto.from_config(config, dtype=dtype or torch.float32)
         else:
-            read, info = auto.from_pretrained(**location, dtype=dtype or torch.float32, output_loading_info=True)
+            # the config is passed on, as each reading of the file's header costs seconds
+            options = {"config": config, "dtype": dtype or torch.float32, "output_loading_info": True}
+            read, info = auto.from_pretrained(**location, **options)
             _check_complete(info, path)
             # transformers marks what it read as quantised, and then refuses to train or save it, although the
             # weights are plain by now: move them into a model that was never marked
@@ -202,8 +204,8 @@ def _check_complete(info: dict[str, Any], where: Path) -> None:
         raise CheckpointError(message(what, where=str(where), todo="fetch the model again, or correct its config.json"))
 
 
-def _model_class(config: PreTrainedConfig, folder: Path) -> Any:  # a class; its annotations leave out loading info
-    """Return the class that the config names, looked up among those that the Auto classes register for it."""
+def _model_class(config: PreTrainedConfig, folder: Path) -> Any:
+    """Return the model class that the config names, looked up among those that the Auto classes register for it."""
     registered: dict[str, type[PreTrainedModel]] = {}
     for name, mapping in vars(modeling_auto).items():
         if name.endswith("_MAPPING"):

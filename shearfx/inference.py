@@ -1,0 +1,73 @@
+"""Small helpers shared by everything that runs a model to judge it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.errors import ShearError, message
+
+__all__ = ["device_of", "dtype_name", "evaluating", "logits_of", "positions"]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter, the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def dtype_name(model: nn.Module) -> str:
+    """Name the dtypes of the model's floating parameters.
+
+    >>> dtype_name(nn.Linear(2, 2)), dtype_name(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16()))
+    ('float32', 'bfloat16+float32')
+    """
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    return "+".join(sorted(dtypes)) or "none"
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return how many positions a Hugging Face model has; None where its config does not say."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of ``model`` in eval mode, without gradients, and restore each one's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """Call ``model`` on int64 token ids ``[batch, tokens]`` and return its logits ``[batch, tokens, vocabulary]``.
+
+    The logits are the output's ``logits`` (attribute or key), else the output itself or its first tensor.
+
+    Raises:
+        ShearError: the call fails, or its output has another shape.
+    """
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    where = f"{type(model).__name__}, input_ids {list(ids.shape)}"
+    try:
+        output: Any = model(input_ids=ids, **options)
+    except (IndexError, RuntimeError, TypeError) as error:
+        what = f"the model cannot be called on these token ids: {type(error).__name__}: {error}".splitlines()[0]
+        todo = "use the tokenizer that belongs to the model (ids within its vocabulary), and a causal language model"
+        raise ShearError(message(what, where=where, todo=todo)) from error
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    if isinstance(logits, (tuple, list)) and logits:
+        logits = logits[0]
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        what = f"the model returns {got}, not logits [batch, tokens, vocabulary]"
+        raise ShearError(message(what, where=where, todo="evaluate a causal language model"))
+    return logits
