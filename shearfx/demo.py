@@ -28,7 +28,7 @@ def smollm2_path() -> Path:
 
 
 def manual_text() -> str:
-    """Return the language reference that ships with Python: some 700,000 characters of English prose and code.
+    """Return the language reference that ships with Python: hundreds of thousands of characters, prose and code.
 
     >>> len(manual_text()) > 100_000
     True

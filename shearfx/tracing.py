@@ -82,7 +82,7 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     import time
 
-    kwargs = _by_name(model, args, kwargs)
+    kwargs = by_name(model, args, kwargs)
     start = time.perf_counter()
     with evaluation(model), _quiet(), torch.no_grad():
         program, names = _export(model, kwargs)
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name, ``use_cache=False`` added where the signature has it."""
     signature = inspect.signature(model.forward)
     try:

@@ -68,6 +68,10 @@ _SAMPLES = {
 }
 
 
+MAX_MEASURED = 4
+"""Operators of more tensor operands than this are not measured: the grid of samples would be too large."""
+
+
 def samples(value: Value, dtype: torch.dtype) -> torch.Tensor:
     """Sample numbers of a class, as a 1-D tensor of a dtype of the same kind (float64, int64 or bool)."""
     if dtype.is_complex:
@@ -107,9 +111,10 @@ def measure(function: Callable[..., Any], operands: Sequence[tuple[Value, torch.
         operands: the class and dtype of each.
     """
     axes = [samples(value, dtype) for value, dtype in operands]
-    grids = torch.meshgrid(*axes, indexing="ij") if len(axes) > 1 else tuple(axes)
+    # meshgrid wants one dtype: grids of positions, then the samples at them
+    grids = torch.meshgrid(*(torch.arange(len(axis)) for axis in axes), indexing="ij")
     try:
-        result = function(*(grid.reshape(-1) for grid in grids))
+        result = function(*(axis[grid.reshape(-1)] for axis, grid in zip(axes, grids, strict=True)))
     except Exception:  # an operator that cannot run on samples tells nothing
         return Value.UNKNOWN
     outputs = result if isinstance(result, (tuple, list)) else (result,)
@@ -128,9 +133,9 @@ def measure_operator(
         keywords: its keyword arguments, the same way.
         classes: one class for each tensor operand, in order.
     """
-    dtypes = [a for a in itertools.chain(template, (v for _, v in keywords)) if isinstance(a, Operand)]
-    if len(classes) > 3:
-        return Value.UNKNOWN if Value.UNKNOWN in classes else Value.FINITE if len(dtypes) < 2 else Value.UNKNOWN
+    operands = [a for a in itertools.chain(template, (v for _, v in keywords)) if isinstance(a, Operand)]
+    if len(operands) > MAX_MEASURED:
+        return Value.UNKNOWN
 
     def call(*tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)
@@ -138,7 +143,7 @@ def measure_operator(
         kwargs = {k: next(remaining) if isinstance(v, Operand) else v for k, v in keywords}
         return operator(*args, **kwargs)
 
-    return measure(call, [(value, operand.dtype) for value, operand in zip(classes, dtypes, strict=True)])
+    return measure(call, [(value, operand.dtype) for value, operand in zip(classes, operands, strict=True)])
 
 
 class Operand:

@@ -14,9 +14,19 @@ from shearfx.values import Operand, Value, join, measure_operator
 aten = torch.ops.aten
 
 
+_UNTAGGED = (
+    "absolute arcsinh arctan arctan2 complex conj divide fix floor_divide greater greater_equal hardswish less less_equal "
+    "multiply negative not_equal polar real imag rsub special_ndtr subtract relu6"
+).split()
+"""Point-wise operators that torch 2.13 forgets to tag, most of them second names of tagged ones."""
+
+
 def is_pointwise(target: Any) -> bool:
-    """Whether torch itself declares an operator to be point-wise."""
-    return torch.Tag.pointwise in getattr(target, "tags", ())
+    """Whether an operator is point-wise: torch declares it so, or it is one that torch forgets to declare."""
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or getattr(target, "overloadpacket", None) in _PACKETS
+
+
+_PACKETS = {getattr(aten, name) for name in _UNTAGGED if "." not in name and hasattr(aten, name)}
 
 
 def pointwise(site: Site) -> Dims:

@@ -56,15 +56,14 @@ class Record:
     exits: list[Exit] = field(default_factory=list)
     sizes: list[tuple[str, Dim | Dims]] = field(default_factory=list)
     """(argument, term): this argument is the size of the term (a list: one for each), to be re-derived."""
-    scalars: list[tuple[str, Callable[[Callable[[Dim], int]], Any]]] = field(default_factory=list)
-    """(argument, function of new sizes): this argument is computed from sizes."""
     constants: list[tuple[str, Any]] = field(default_factory=list)
     """(argument, value): an argument left to a default that reads a size; written out before cutting."""
     created: bool = False
     """The result is a table made from sizes alone: it is made at full size, then sliced."""
     rescale: Dim | None = None
     """The result is a mean over this dim: times new size over old size, it is the mean over the full dim."""
-    replace: tuple[Any, Callable[[Site], dict[str, Any]]] | None = None
+    replace: tuple[Any, int] | None = None
+    """(operator, axis): where parts change size, they are taken apart by this operator, which lists ``sizes[0]``."""
     roles: list[tuple[str, Dim]] = field(default_factory=list)
     """What this operator takes a dim for (``heads``, ``channels``, ...), from which kinds of groups are named."""
 

@@ -184,7 +184,7 @@ def split(site: Site) -> list[Dim | None]:
     parts = [_part(site, dims[axis], value.shape[axis]) for value in site.node.meta["val"]]
     if not site.solver.pinned(dims[axis]):
         site.equate(dims[axis], concat(parts))
-        site.record.replace = aten.split_with_sizes.default, lambda _: {"self": site.arg("self"), "dim": axis}
+        site.record.replace = aten.split_with_sizes.default, axis
         site.sizes("split_sizes", tuple(parts))
     return [_with(dims, axis, part) for part in parts]
 

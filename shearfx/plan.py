@@ -1,0 +1,373 @@
+"""The plan: what is cut, as data. Made on one machine, read by a person, applied on another."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from shearfx.dims import Atom, Dim, Prod, Sum, concat, prod
+from shearfx.errors import PlanError, message
+from shearfx.graph import Graph, kept_mask, mentions, new_size
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One group that is cut: which of its structures stay."""
+
+    name: str
+    kind: str
+    size: int
+    certificate: str
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """A root-mean-square norm whose dim was cut from ``before`` to ``after`` indices.
+
+    ``(offset + weight) * sqrt(before/after) - offset`` replaces the weight, ``epsilon * before/after`` its epsilon.
+    ``module`` and ``attribute`` say where the original class keeps epsilon (empty where it could not be found).
+    """
+
+    weight: str
+    offset: float
+    before: int
+    after: int
+    epsilon: float
+    module: str = ""
+    attribute: str = ""
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """A small document that says which structures of which model stay.
+
+    ``terms`` gives, for each tensor that shrinks, each dim as a term over the names of ``cuts`` (``#0*2*(#3+#3)``,
+    ``#k`` the k-th cut), or None where the dim stays.
+    """
+
+    model: str
+    shapes: dict[str, tuple[int, ...]]
+    """Fingerprint: every parameter and buffer by every name, with its shape."""
+    aliases: dict[str, tuple[str, ...]]
+    """For tensors that go by several names: first name to all."""
+    call: dict[str, Any]
+    cuts: tuple[Cut, ...]
+    terms: dict[str, tuple[str | None, ...]]
+    compensations: tuple[Compensation, ...] = ()
+    attributes: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    """Integer attributes of the original class that change: module path to names and values."""
+    config: dict[str, int | float] = field(default_factory=dict)
+    """Where layers stay alike: the fields of the model's configuration that state the cut."""
+    asked: float = 0.0
+    achieved: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    # -- what stays ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def kept(self) -> dict[str, dict[int, torch.Tensor]]:
+        """For every name of every tensor that shrinks: dim to LongTensor of kept indices."""
+        kept: dict[str, dict[int, torch.Tensor]] = {}
+        for name, terms in self.terms.items():
+            dims = {
+                axis: self._mask(term).nonzero().flatten() for axis, term in enumerate(terms) if term is not None
+            }
+            for alias in self.aliases.get(name, (name,)):
+                kept[alias] = dims
+        return kept
+
+    @functools.cached_property
+    def _atoms(self) -> tuple[list[Atom], dict[Atom, torch.Tensor]]:
+        atoms = [Atom(cut.size) for cut in self.cuts]
+        masks = {}
+        for atom, cut in zip(atoms, self.cuts, strict=True):
+            masks[atom] = torch.zeros(cut.size, dtype=torch.bool)
+            masks[atom][list(cut.kept)] = True
+        return atoms, masks
+
+    def _mask(self, term: str) -> torch.Tensor:
+        atoms, masks = self._atoms
+        return kept_mask(parse_term(term, atoms), masks)
+
+    def shapes_after(self) -> dict[str, tuple[int, ...]]:
+        """The fingerprint of the smaller model."""
+        after = dict(self.shapes)
+        for name, dims in self.kept.items():
+            after[name] = tuple(len(dims[i]) if i in dims else s for i, s in enumerate(self.shapes[name]))
+        return after
+
+    # -- does it fit? --------------------------------------------------------------------------------
+
+    def check_fits(self, shapes: Mapping[str, Iterable[int]], what: str = "the model") -> None:
+        """Raise PlanError unless parameters and buffers have the names and shapes that the plan was made for."""
+        for name, shape in self.shapes.items():
+            if name not in shapes:
+                raise PlanError(_misfit(f"{what} has no tensor {name!r}, which the plan was made for"))
+            if tuple(shapes[name]) != shape:
+                raise PlanError(_misfit(f"{name} has shape {tuple(shapes[name])}; the plan was made for {shape}"))
+
+    # -- JSON ----------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON, stable from run to run."""
+        data = asdict(self)
+        data["format"] = FORMAT
+        for cut in data["cuts"]:
+            cut["kept"] = to_ranges(cut["kept"])
+        return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read a plan; nothing in it is ever executed.
+
+        Raises:
+            PlanError: the text is no plan, or contradicts itself.
+        """
+        try:
+            return cls._read(json.loads(text))
+        except PlanError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
+            raise PlanError(
+                message(f"this is no readable plan: {type(error).__name__}: {error}", todo="make the plan again")
+            ) from None
+
+    @classmethod
+    def _read(cls, data: dict[str, Any]) -> PruningPlan:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(message("this is no plan of this version of shearfx", todo="make the plan again"))
+        cuts = tuple(
+            Cut(str(c["name"]), str(c["kind"]), int(c["size"]), str(c["certificate"]), from_ranges(c["kept"], c["size"]))
+            for c in data["cuts"]
+        )
+        plan = cls(
+            model=str(data["model"]),
+            shapes={str(k): tuple(map(int, v)) for k, v in data["shapes"].items()},
+            aliases={str(k): tuple(map(str, v)) for k, v in data["aliases"].items()},
+            call=dict(data["call"]),
+            cuts=cuts,
+            terms={str(k): tuple(None if t is None else str(t) for t in v) for k, v in data["terms"].items()},
+            compensations=tuple(Compensation(**c) for c in data["compensations"]),
+            attributes={str(k): _numbers(v) for k, v in data["attributes"].items()},
+            config=_numbers(data["config"]),
+            asked=float(data["asked"]),
+            achieved=float(data["achieved"]),
+            options=dict(data["options"]),
+            versions={str(k): str(v) for k, v in data["versions"].items()},
+        )
+        plan._check_consistent()
+        return plan
+
+    def _check_consistent(self) -> None:
+        atoms, _ = self._atoms
+        for name, terms in self.terms.items():
+            shape = self.shapes.get(name)
+            if shape is None or len(shape) != len(terms):
+                raise PlanError(message(f"the plan cuts {name!r}, which its own list of tensors does not have"))
+            for axis, term in enumerate(terms):
+                if term is not None and parse_term(term, atoms).size != shape[axis]:
+                    raise PlanError(message(f"the plan contradicts itself at dim {axis} of {name}: {term}"))
+        for compensation in self.compensations:
+            if compensation.weight not in self.shapes or compensation.after < 1 or compensation.before < 1:
+                raise PlanError(message(f"the plan compensates {compensation.weight!r}, which is no tensor of it"))
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, int | float]:
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in data.values()):
+        raise ValueError("expected numbers")
+    return {str(k): v for k, v in data.items()}
+
+
+def _misfit(what: str) -> str:
+    return message(what, todo="apply the plan to the model it was made for, or make a plan for this one")
+
+
+def of_cuts(graph: Graph, kept: Mapping[str, Iterable[int]], **details: Any) -> PruningPlan:
+    """The plan that keeps these structures of these groups, whatever chose them.
+
+    Args:
+        graph: an analysed model.
+        kept: group name to kept structures; groups not named stay whole.
+        details: further fields of the plan (``attributes``, ``asked``, ``options``, ...).
+
+    Raises:
+        PlanError: no such group, or a group would lose all its structures.
+    """
+    import shearfx
+
+    groups = {g.name: g for g in graph.groups}
+    cuts: list[Cut] = []
+    atoms: dict[Atom, int] = {}
+    for name, indices in kept.items():
+        if name not in groups:
+            raise PlanError(message(f"the graph has no group {name!r}", todo="see graph.groups for their names"))
+        group, stay = groups[name], tuple(sorted({int(i) for i in indices}))
+        if not stay or stay[0] < 0 or stay[-1] >= group.size:
+            raise PlanError(message(f"group {name}: kept structures must be some of 0..{group.size - 1}, not {stay}"))
+        if len(stay) < group.size:
+            atoms[group.atom] = len(cuts)
+            cuts.append(Cut(name, group.kind, group.size, group.certificate, stay))
+    terms = {
+        name: tuple(format_term(d, atoms) if mentions((d,)) & atoms.keys() else None for d in dims)
+        for name, dims in graph.tensor_dims.items()
+        if mentions(dims) & atoms.keys() and graph.tensors[name].kind != "constant"
+    }
+    sizes = {atom: len(cuts[i].kept) for atom, i in atoms.items()}
+    before = graph.total_params
+    after = sum(
+        math.prod(new_size(d, sizes) for d in graph.tensor_dims[t.name]) for t in graph.parameters()
+    )
+    return PruningPlan(
+        model=graph.traced.model_class,
+        shapes={a: t.shape for t in graph.tensors.values() if t.kind != "constant" for a in t.aliases},
+        aliases={t.name: t.aliases for t in graph.tensors.values() if len(t.aliases) > 1},
+        call=graph.traced.call,
+        cuts=tuple(cuts),
+        terms=terms,
+        compensations=_compensations(graph, sizes),
+        achieved=1 - after / max(before, 1),
+        versions={"shearfx": shearfx.__version__, "torch": torch.__version__},
+        **details,
+    )  # fmt: skip
+
+
+def _compensations(graph: Graph, sizes: Mapping[Atom, int]) -> tuple[Compensation, ...]:
+    found = []
+    for norm in graph.composed:
+        if norm.kind == "rms_norm":
+            before, after = norm_sizes(graph, norm.mean, sizes)
+            if before != after:
+                assert norm.weight is not None
+                found.append(Compensation(norm.weight, norm.offset, before, after, norm.value, norm.path))
+    return tuple(dict.fromkeys(found))
+
+
+def norm_sizes(graph: Graph, node: Any, sizes: Mapping[Atom, int]) -> tuple[int, int]:
+    """How many numbers the mean at a node is over, before and after."""
+    record = graph.records[node]
+    before = after = 1
+    for exit_ in record.exits:
+        dim = graph.solver.resolve(exit_.dim)
+        if isinstance(dim.size, int):
+            before, after = before * dim.size, after * new_size(dim, sizes)
+    return before, after
+
+
+def masks_of(graph: Graph, plan: PruningPlan) -> dict[Atom, torch.Tensor]:
+    """For the atoms of a graph that the plan cuts: which of their indices stay.
+
+    Raises:
+        PlanError: the graph does not have the plan's groups.
+    """
+    groups = {g.name: g for g in graph.groups}
+    masks: dict[Atom, torch.Tensor] = {}
+    for cut in plan.cuts:
+        group = groups.get(cut.name)
+        if group is None or group.size != cut.size:
+            raise PlanError(_misfit(f"the model has no group {cut.name!r} of size {cut.size}"))
+        mask = torch.zeros(cut.size, dtype=torch.bool)
+        mask[list(cut.kept)] = True
+        masks[group.atom] = mask
+    return masks
+
+
+# -- terms and index sets as text ----------------------------------------------------------------------
+
+
+def format_term(dim: Dim, names: Mapping[Atom, int]) -> str:
+    """A term over numbered atoms as text; everything else by its size."""
+    if not mentions((dim,)) & names.keys():
+        return str(dim.size)
+    if isinstance(dim, Atom):
+        return f"#{names[dim]}"
+    if isinstance(dim, Prod):
+        inner = (f"({format_term(f, names)})" if isinstance(f, Sum) else format_term(f, names) for f in dim.factors)
+        return "*".join(inner)
+    assert isinstance(dim, Sum)
+    return "+".join(format_term(p, names) for p in dim.parts)
+
+
+def parse_term(text: str, atoms: list[Atom]) -> Dim:
+    """The reverse of :func:`format_term`.
+
+    Raises:
+        ValueError: the text is no term.
+    """
+    tokens = re.findall(r"#\d+|\d+|[*+()]", text)
+    if "".join(tokens) != text or not text:
+        raise ValueError(f"not a term: {text!r}")
+    tokens.append("")
+    at = 0
+
+    def total() -> Dim:
+        nonlocal at
+        parts = [product()]
+        while tokens[at] == "+":
+            at += 1
+            parts.append(product())
+        return concat(parts)
+
+    def product() -> Dim:
+        nonlocal at
+        factors = [factor()]
+        while tokens[at] == "*":
+            at += 1
+            factors.append(factor())
+        return prod(factors)
+
+    def factor() -> Dim:
+        nonlocal at
+        token = tokens[at]
+        at += 1
+        if token == "(":
+            inner = total()
+            if tokens[at] != ")":
+                raise ValueError(f"not a term: {text!r}")
+            at += 1
+            return inner
+        if token.startswith("#"):
+            return atoms[int(token[1:])]
+        return prod(()) if token == "1" else Atom(int(token))
+
+    result = total()
+    if tokens[at] != "":
+        raise ValueError(f"not a term: {text!r}")
+    return result
+
+
+def to_ranges(indices: Iterable[int]) -> str:
+    """``0, 1, 2, 5`` as ``0-2,5``."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def from_ranges(text: str, size: int) -> tuple[int, ...]:
+    """The reverse of :func:`to_ranges`, for indices below ``size``, in order.
+
+    Raises:
+        ValueError: the text is no list of ranges, or leaves the bounds.
+    """
+    result: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        first, last = int(low), int(high or low)
+        if not (result[-1] if result else -1) < first <= last < size:
+            raise ValueError(f"not increasing indices below {size}: {part}")
+        result.extend(range(first, last + 1))
+    return tuple(result)

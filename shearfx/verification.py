@@ -1,0 +1,127 @@
+"""``shearfx.verify``: does the cut model compute what the masked original computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from shearfx.construction import analysis_of, construct
+from shearfx.errors import SoundnessError, message
+from shearfx.graph import Graph
+from shearfx.masking import mask
+from shearfx.plan import PruningPlan
+from shearfx.precision import double_precision, doubled, doubled_inputs
+from shearfx.tracing import by_name, evaluation
+
+TOLERANCE = 1e-10
+"""Largest error in float64, relative to the largest number of an output: thousands of roundings, no more."""
+SHIPPED_TOLERANCE = 1e-5
+"""The same for models compared in float32, as shipped."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a verification measured. Errors are relative to the largest number of the masked original's output."""
+
+    max_relative_error: float
+    module_error: float | None
+    """Of the original class; None where the plan is for the fx form only."""
+    fx_error: float | None
+    moved: float
+    """How far masking moved the output from the original's, relative likewise: a cut that moves nothing shows little."""
+    tolerance: float
+    outputs: int
+
+
+def verify(
+    model: nn.Module, plan: PruningPlan, *args: Any, double: bool = True, graph: Graph | None = None, **kwargs: Any
+) -> Report:
+    """Compare the cut model, in every form the plan allows, with the masked original on the given inputs.
+
+    Args:
+        model: the full-size model.
+        args, kwargs: a call, of any batch size and sequence length.
+        double: compare in float64 (the default), or as shipped.
+
+    Raises:
+        SoundnessError: an output differs, is not finite, or has another shape.
+    """
+    inputs = by_name(model, args, kwargs)
+    prepare = doubled if double else (lambda module: module)
+    inputs = doubled_inputs(inputs) if double else inputs
+    tolerance = TOLERANCE if double else SHIPPED_TOLERANCE
+    graph = graph or analysis_of(model, plan)
+    full = prepare(model)
+    forms: dict[str, nn.Module] = {}
+    if plan.options.get("form", "module") == "module":
+        forms["module"] = construct(full, plan, form="module")
+    fx_form = construct(full, plan, form="fx", graph=graph)
+    forms["fx"] = doubled(fx_form) if double else fx_form
+    masked = _run(mask(full, plan), inputs, double)
+    original = _run(full, inputs, double)
+    errors: dict[str, float] = {}
+    for name, form in forms.items():
+        call = {k: v for k, v in inputs.items() if k in graph.traced.inputs} if name == "fx" else inputs
+        if name == "fx" and set(call) != set(graph.traced.inputs):
+            continue  # another set of arguments than the traced one: only the original class takes it
+        if name == "fx" and any(isinstance(v, torch.Tensor) and k not in call for k, v in inputs.items()):
+            continue
+        errors[name] = _compare(masked, _run(form, call, double), name)
+    worst = max(errors.values())
+    if worst > tolerance:
+        guilty = max(errors, key=lambda name: errors[name])
+        raise SoundnessError(
+            message(
+                f"the {guilty} form differs from the masked original by {worst:.2e} of its largest output "
+                f"(tolerated: {tolerance:.0e})",
+                where=f"{type(model).__name__}, plan of {len(plan.cuts)} cut groups",
+                todo="do not use this cut; please report it with the model and the plan",
+            )
+        )
+    return Report(worst, errors.get("module"), errors.get("fx"), relative_error(original, masked), tolerance,
+                  len(masked))  # fmt: skip
+
+
+def _run(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
+    with evaluation(module), torch.no_grad():
+        if double:
+            with double_precision():
+                result = module(**inputs)
+        else:
+            result = module(**inputs)
+    return [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+
+
+def _compare(masked: list[torch.Tensor], cut: list[torch.Tensor], form: str) -> float:
+    if [t.shape for t in masked] != [t.shape for t in cut]:
+        raise SoundnessError(
+            message(
+                f"the {form} form returns shapes {[tuple(t.shape) for t in cut]} where the masked original returns "
+                f"{[tuple(t.shape) for t in masked]}",
+                todo="please report it with the model and the plan",
+            )
+        )
+    if not all(bool(torch.isfinite(t).all()) for t in (*masked, *cut)):
+        raise SoundnessError(
+            message(
+                "an output is not finite, so nothing can be compared",
+                where=f"{form} form",
+                todo="check that the full model's output is finite on these inputs",
+            )
+        )
+    return relative_error(masked, cut)
+
+
+def relative_error(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
+    """Maximum over the outputs of max|a - b| / max|a|."""
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if a.numel():
+            scale = float(a.abs().max()) or 1.0
+            worst = max(worst, float((a - b).abs().max()) / scale)
+    return worst
