@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from shearfx.dims import Atom, Dim
 from shearfx.graph import Graph, kept_mask, mentions, new_size
-from shearfx.plan import norm_sizes
+from shearfx.pruning_plan import norm_sizes
 from shearfx.rules.registry import Record, parameters_of
 
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ from shearfx.graph import Graph
 from shearfx.masking import shapes
 from shearfx.module_form import construct_module
 from shearfx.passes.subnetwork import ConstructSubnetwork
-from shearfx.plan import PruningPlan, masks_of
+from shearfx.pruning_plan import PruningPlan, masks_of
 from shearfx.slicing import cut_named
 
 Form = Literal["module", "fx"]

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from shearfx.plan import PruningPlan
+from shearfx.pruning_plan import PruningPlan
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from shearfx.plan import PruningPlan
+from shearfx.pruning_plan import PruningPlan
 
 
 def construct_module(model: nn.Module, plan: PruningPlan, *, consume: bool = False) -> nn.Module:

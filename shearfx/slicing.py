@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from shearfx.plan import Compensation, PruningPlan
+from shearfx.pruning_plan import Compensation, PruningPlan
 
 
 def cut_tensor(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor]) -> torch.Tensor:

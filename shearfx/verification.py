@@ -14,7 +14,7 @@ from shearfx.construction import analysis_of, construct
 from shearfx.errors import SoundnessError, message
 from shearfx.graph import Graph
 from shearfx.masking import mask
-from shearfx.plan import PruningPlan
+from shearfx.pruning_plan import PruningPlan
 from shearfx.precision import double_precision, doubled, doubled_inputs
 from shearfx.tracing import by_name, evaluation
 
