@@ -47,7 +47,7 @@ class InferDims(Pass):
 
 def _record(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Record:
     if node.op == "placeholder":
-        return Record(node, _placeholder(graph, node, by_name))
+        return Record(node, _placeholder(graph, node, by_name), data=node not in graph.traced.tensors)
     if node.op == "output":
         for value in node.all_input_nodes:
             for dims in _all_dims(graph.records[value]):
@@ -59,6 +59,7 @@ def _record(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Record:
     if node.op == "get_attr" and not is_tensor(node):
         return Record(node, None)
     site = Site(node, graph.solver, graph.records)
+    site.record.data = _is_data(graph, node)
     rule = RULES.get(node.target)
     try:
         if rule is not None:
@@ -89,8 +90,18 @@ def _component(graph: Graph, node: fx.Node) -> Record:
     assert isinstance(source, fx.Node) and isinstance(index, int)
     parts = graph.records[source].dims
     dims = parts[index] if isinstance(parts, list) else None
-    record = Record(node, dims, (source,), join)
-    return record
+    return Record(node, dims, (source,), join, data=graph.records[source].data)
+
+
+def _is_data(graph: Graph, node: fx.Node) -> bool:
+    """Activations come from activations; a weight picked by an activation is still a weight."""
+    sources = node.all_input_nodes
+    if getattr(node.target, "overloadpacket", None) in _PICKING:
+        sources = sources[:1]
+    return any(graph.records[source].data for source in sources)
+
+
+_PICKING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
 
 
 def _unknown(graph: Graph, node: fx.Node, reason: str) -> Record:
@@ -113,8 +124,8 @@ def _unknown(graph: Graph, node: fx.Node, reason: str) -> Record:
 
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        return Record(node, pinned(value))
-    return Record(node, [pinned(v) for v in value] if isinstance(value, (tuple, list)) else None)
+        return Record(node, pinned(value), data=True)
+    return Record(node, [pinned(v) for v in value] if isinstance(value, (tuple, list)) else None, data=True)
 
 
 def _values(node: fx.Node) -> list[torch.Tensor]:

@@ -22,6 +22,8 @@ def kinds(graph: Graph) -> dict[Atom, str]:
 
 
 def _kind(roles: set[str]) -> str:
+    if "embedding" in roles:
+        return "hidden"
     if "heads" in roles:
         return "query_group" if "repeated" in roles else "heads"
     if "head_dim" in roles:
@@ -30,7 +32,7 @@ def _kind(roles: set[str]) -> str:
         return "value_dim"
     if "expert" in roles:
         return "experts"
-    if "embedding" in roles or "normalised" in roles:
+    if "normalised" in roles:
         return "hidden"
     if "channels" in roles:
         return "channels"

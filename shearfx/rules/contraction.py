@@ -70,10 +70,9 @@ def matmul(site: Site) -> Dims:
     site.role("contracted", contracted)
     site.operands(site.arg("self"), site.arg("other"), transfer=multiply)
     batch = site.broadcast([left[:-2], right[:-2]])
-    for dim in batch:
-        site.role("batch", dim)
     rows = left[-2:-1]
     columns = right[-1:] if len(right) > 1 else ()
+    site.attends(site.arg("self"), site.arg("other"), (contracted,), batch, (*rows, *columns))
     return (*batch, *rows, *columns)
 
 

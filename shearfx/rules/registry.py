@@ -51,6 +51,8 @@ class Record:
     dims: Result
     operands: tuple[fx.Node, ...] = ()
     transfer: Transfer | None = None
+    data: bool = False
+    """Whether the numbers follow the model's input (an activation), rather than weights and positions alone."""
     sources: Callable[[Atom], Sequence[int]] | None = None
     """For an atom of the result: which operands its slice is made of. None: all of them."""
     exits: list[Exit] = field(default_factory=list)
@@ -209,6 +211,15 @@ class Site:
         """Declare that an argument is the size of a term (or the sizes of several)."""
         self.record.sizes.append((argument, term))
 
+    def attends(
+        self, left: Any, right: Any, contracted: Iterable[Dim], batch: Iterable[Dim], free: Iterable[Dim]
+    ) -> None:
+        """A product of two activations is what attention is made of: name its dims accordingly."""
+        if self.records[left].data and self.records[right].data:
+            for role, dims in (("head_dim", contracted), ("heads", batch), ("value_dim", free)):
+                for dim in dims:
+                    self.role(role, dim)
+
     def role(self, role: str, dim: Dim) -> None:
         """Say what the operator takes ``dim`` for."""
         self.record.roles.append((role, dim))
@@ -320,10 +331,16 @@ def apply_pattern(site: Site, pattern: Pattern, nodes: Sequence[fx.Node | None])
         return multiply(values[i] for i in product)
 
     site.operands(*present, transfer=lambda values: add([term(values), *(values[i] for i in added)]))
-    for name, dim in letters.items():
-        if name not in pattern.output:
-            site.contracts(dim, term)
-            site.role("contracted", dim)
+    contracted = [name for name in letters if name not in pattern.output]
+    for name in contracted:
+        site.contracts(letters[name], term)
+        site.role("contracted", letters[name])
+    factors = [(node, names) for node, names, added in zip(nodes, pattern.inputs, pattern.additive, strict=True) if not added]
+    if len(factors) == 2 and all(node is not None for node, _ in factors):
+        (left, right), (lefts, rights) = zip(*factors, strict=True)
+        site.attends(left, right, [letters[n] for n in contracted],
+                     [*shared, *(letters[n] for n in lefts if n in rights and n in pattern.output and n != "...")],
+                     [letters[n] for n in pattern.output if n != "..." and (n in lefts) != (n in rights)])  # fmt: skip
     return tuple(d for name in pattern.output for d in (shared if name == "..." else (letters[name],)))
 
 
