@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from shearfx.dims import Pin
-from shearfx.graph import Graph, Pinned
+from shearfx.graph import Graph
 from shearfx.passes.manager import Pass
 from shearfx.rules import RULES, Site
 from shearfx.rules.pointwise import is_pointwise, pointwise
@@ -37,17 +37,13 @@ class InferDims(Pass):
                 graph.solver.pin(dim, f"the traced call never reaches {tensor.name}", tensor.name)
             by_name[tensor.name] = dims
         graph.tensor_dims = {name: tuple(map(graph.solver.resolve, dims)) for name, dims in by_name.items()}
-        nodes = {node.name: node for node in graph.traced.graph.nodes}
-        graph.pins = [
-            Pinned(graph.solver.resolve(dim), pin.reason, pin.node,
-                   graph.source(nodes[pin.node]) if pin.node in nodes else pin.node)
-            for dim, pin in graph.solver.pins
-        ]  # fmt: skip
 
 
 def _record(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Record:
     if node.op == "placeholder":
-        return Record(node, _placeholder(graph, node, by_name), data=node not in graph.traced.tensors)
+        tensor = graph.traced.tensors.get(node)
+        constant = graph.traced.constants.get(tensor.name) if tensor else None
+        return Record(node, _placeholder(graph, node, by_name), data=tensor is None, constant=constant)
     if node.op == "output":
         for value in node.all_input_nodes:
             for dims in _all_dims(graph.records[value]):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from shearfx.dims import Atom
-from shearfx.graph import CERTIFICATES, Graph, Group, Member, mentions, module_path, natural, new_size
+from shearfx.graph import CERTIFICATES, Graph, Group, Member, Pinned, mentions, module_path, natural, new_size
 from shearfx.passes.kinds import kinds
 from shearfx.passes.manager import Pass
 from shearfx.passes.node_groups import atoms_of
@@ -31,6 +31,8 @@ class PartitionGroups(Pass):
 
     def apply(self, graph: Graph) -> None:
         members = _members(graph)
+        for atom in [a for a, found in members.items() if not any(_is_parameter(graph, m) for m in found)]:
+            graph.solver.pin(atom, "no parameter mentions it, only buffers", members.pop(atom)[0].name)
         verdicts = certify(graph)
         named = kinds(graph)
         modules: dict[Atom, list[str]] = {}
@@ -47,6 +49,12 @@ class PartitionGroups(Pass):
                 )
             )  # fmt: skip
         graph.groups.sort(key=lambda g: natural(g.name))
+        nodes = {node.name: node for node in graph.traced.graph.nodes}
+        graph.pins = [
+            Pinned(graph.solver.resolve(dim), pin.reason, pin.node,
+                   graph.source(nodes[pin.node]) if pin.node in nodes else pin.node)
+            for dim, pin in graph.solver.pins
+        ]  # fmt: skip
 
 
 def _members(graph: Graph) -> dict[Atom, list[Member]]:
@@ -57,6 +65,10 @@ def _members(graph: Graph) -> dict[Atom, list[Member]]:
                 if atom.pin is None:
                     found.setdefault(atom, []).append(Member(name, axis, dim, atom))
     return found
+
+
+def _is_parameter(graph: Graph, member: Member) -> bool:
+    return graph.tensors[member.name].kind == "parameter"
 
 
 def _name(members: list[Member], atom: Atom) -> str:
@@ -111,7 +123,7 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             continue
         sources = record.operands
         values = [base[s] for s in sources]
-        base[node] = record.transfer(values) if record.transfer else Value.UNKNOWN
+        base[node] = _assumed(node, values, record.transfer(values) if record.transfer else Value.UNKNOWN)
         zeroed[node] = {}
 
         def seen(atom: Atom, sources: tuple[fx.Node, ...] = sources) -> list[Value]:
@@ -129,11 +141,29 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             for atom in dict.fromkeys(graph.solver.atoms(exit_.dim)):
                 if atom.pin is None:
                     exact = exit_.value(seen(atom)) is Value.ZERO
-                    new = Verdict(exit_.certificate if exact else "approximate", exit_.reason, node.name)
+                    certificate = exit_.certificate if exact else "approximate"
+                    new = Verdict(certificate, exit_.reason if not exact else exit_.cost or exit_.reason, node.name)
                     old = verdicts.get(atom, Verdict())
                     if CERTIFICATES.index(new.certificate) > CERTIFICATES.index(old.certificate):
                         verdicts[atom] = new
     return verdicts
+
+
+def _assumed(node: fx.Node, operands: list[Value], value: Value) -> Value:
+    """What is assumed of numbers that nothing was zeroed in: the full model's own numbers are finite.
+
+    Where they are not, they reach kept and removed indices alike, and the comparison with the masked model is of
+    numbers that are not finite, which verification refuses. Infinities that the code writes down (masks) stay.
+    """
+    if value is not Value.UNKNOWN or Value.UNKNOWN in operands:
+        return value
+    return value if _infinite((*node.args, *node.kwargs.values())) else Value.FINITE
+
+
+def _infinite(arguments: object) -> bool:
+    if isinstance(arguments, (tuple, list)):
+        return any(map(_infinite, arguments))
+    return isinstance(arguments, float) and not math.isfinite(arguments)
 
 
 def _constant(constants: Mapping[str, torch.Tensor], name: str) -> Value:

@@ -7,15 +7,18 @@ a second; here both follow from the terms at once.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from shearfx.dims import Atom, Dim
+from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, kept_mask, mentions, new_size
 from shearfx.pruning_plan import norm_sizes
 from shearfx.rules.registry import Record, parameters_of
@@ -161,11 +164,17 @@ class _Rewriter:
 
     def _replace(self, copied: fx.Node, record: Record) -> None:
         """Parts that are no longer alike need an operator that lists their sizes."""
-        assert record.replace is not None and isinstance(record.sizes[0][1], tuple)
-        parts = record.sizes[0][1]
-        if any(self.touched(dim) for dim in parts):
-            copied.target, axis = record.replace
-            copied.args, copied.kwargs = (copied.args[0], [self.size(dim) for dim in parts], axis), {}
+        assert record.replace is not None
+        arguments = record.replace.arguments
+        dims = [d for a in arguments for d in (a if isinstance(a, tuple) else (a,)) if isinstance(d, Dim)]
+        if any(self.touched(dim) for dim in dims):
+            sized = tuple(self._sized(argument) for argument in arguments)
+            copied.target, copied.args, copied.kwargs = record.replace.target, (copied.args[0], *sized), {}
+
+    def _sized(self, argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return [self._sized(a) for a in argument]
+        return self.size(argument) if isinstance(argument, Dim) else argument
 
     def _resize(self, copied: fx.Node, argument: str, term: Dim | tuple[Dim, ...]) -> None:
         if isinstance(term, Dim):
@@ -176,10 +185,32 @@ class _Rewriter:
         if not isinstance(old, (list, tuple)) or not any(self.touched(d) for d in term):
             return
         sizes = [
-            self.size(dim) if isinstance(value, int) and isinstance(dim.size, int) and self.touched(dim) else value
+            self._new_argument(copied, value, dim) if self.touched(dim) else value
             for value, dim in zip(old, term, strict=True)
         ]
         set_argument(copied, argument, sizes)
+
+    def _new_argument(self, copied: fx.Node, value: Any, dim: Dim) -> Any:
+        """The new size of a dim; where it follows the input's size, computed from the old one."""
+        new = self.size(dim)
+        if isinstance(dim.size, int):
+            return new
+        if not isinstance(value, fx.Node):
+            return value  # -1: what is left
+        ratio, difference = sympy.cancel(new / dim.size), sympy.expand(new - dim.size)
+        with self.new.inserting_before(copied):
+            if ratio.is_Rational:
+                value = self.new.call_function(operator.mul, (value, int(ratio.p)))
+                return self.new.call_function(operator.floordiv, (value, int(ratio.q)))
+            if difference.is_Integer:
+                return self.new.call_function(operator.add, (value, int(difference)))
+        raise PlanError(
+            message(
+                f"the size {dim.size} cannot be re-derived as {new}",
+                where=str(copied),
+                todo="leave out the groups that this dim mentions; please report the model",
+            )
+        )
 
     def _slice_table(self, copied: fx.Node, record: Record) -> fx.Node:
         assert isinstance(record.dims, tuple)

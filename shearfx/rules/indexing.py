@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import fx
 
-from shearfx.dims import Dim
-from shearfx.rules.registry import Dims, Site, rule, shape_of
+from shearfx.dims import Dim, concat
+from shearfx.rules.registry import Dims, Replacement, Site, rule, shape_of
 from shearfx.values import Value, join
 
 aten = torch.ops.aten
@@ -50,6 +51,8 @@ def index(site: Site) -> Dims:
     indices = list(site.arg("indices"))
     indices += [None] * (len(dims) - len(indices))
     present = [i for i, entry in enumerate(indices) if entry is not None]
+    if len(present) == 1 and (run := _run(site, indices[present[0]], dims[present[0]])) is not None:
+        return _sliced(site, dims, present[0], *run)
     for i in present:
         if indices[i].meta["val"].dtype in (torch.bool, torch.uint8):
             site.pin(dims, "selected by a mask")
@@ -61,6 +64,27 @@ def index(site: Site) -> Dims:
     contiguous = present == list(range(present[0], present[-1] + 1)) if present else True
     at = present[0] if contiguous and present else 0
     return (*passing[:at], *taken, *passing[at:])
+
+
+def _run(site: Site, index: fx.Node, dim: Dim) -> tuple[int, int] | None:
+    """Start and end of an index that the model's code wrote down as consecutive numbers, such as ``x[:, [-1]]``."""
+    written = site.records[index].constant
+    if written is None or written.is_meta or written.dtype is not torch.int64 or written.dim() != 1:
+        return None
+    if not written.numel() or not isinstance(dim.size, int) or site.solver.pinned(dim):
+        return None
+    numbers = [int(i) % dim.size for i in written]
+    consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return (numbers[0], numbers[-1] + 1) if consecutive else None
+
+
+def _sliced(site: Site, dims: Dims, axis: int, start: int, end: int) -> Dims:
+    site.operands(site.arg("self"), transfer=join)
+    before, part, after = (site.fresh(n) for n in (start, end - start, dims[axis].size - end))
+    site.equate(dims[axis], concat((before, part, after)))
+    site.pin(part, "picked by numbers in the model's code")
+    site.record.replace = Replacement(aten.slice.Tensor, (axis, before, concat((before, part))))
+    return (*dims[:axis], part, *dims[axis + 1 :])
 
 
 @rule(aten.index_select.default, samples=lambda: list(_index_samples())[4:])

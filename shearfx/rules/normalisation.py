@@ -121,7 +121,8 @@ def rms_norm(site: Site) -> Dims:
         for a, b in zip(over, site.dims("weight"), strict=True):
             site.equate(a, b)
     for dim in over:
-        exit_ = Exit(dim, "compensated", lambda v: v[0], "a root mean square over numbers that are not zero")
+        reason = "a root mean square over numbers that are not zero where zeroed"
+        exit_ = Exit(dim, "compensated", lambda v: v[0], reason, "a root mean square over it divides by its size")
         site.record.exits.append(exit_)
         site.role("normalised", dim)
     site.sizes("normalized_shape", over)

@@ -60,6 +60,9 @@ def _measured(site: Site) -> Any:
     return transfer
 
 
+_CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default}
+
+
 def _identity_samples() -> Iterable[tuple[Any, ...]]:
     x = torch.randn(3, 4, dtype=torch.float64)
     yield aten.clone.default, (x,), {}
@@ -81,4 +84,6 @@ def identity(site: Site) -> Dims:
         return site.broadcast([site.dims("self"), site.dims("src")])
     first = next(node for node in site.tensors() if node is not None)
     site.operands(first, transfer=join)
+    if site.node.target not in _CASTS:
+        site.record.constant = site.records[first].constant
     return site.dims(first)

@@ -12,6 +12,7 @@ from shearfx.rules.registry import Dims, Exit, Site, rule, size_of
 from shearfx.values import Value, join
 
 aten = torch.ops.aten
+DIVIDES = "a mean over it divides by its size"
 
 
 def _t(*shape: int) -> torch.Tensor:
@@ -76,7 +77,7 @@ def mean(site: Site) -> Dims:
     reduced = prod(dims[axis] for axis in axes)
     for axis in axes:
         site.record.exits.append(
-            Exit(dims[axis], "compensated", join, "a mean over numbers that are not zero where zeroed")
+            Exit(dims[axis], "compensated", join, "a mean over numbers that are not zero where zeroed", DIVIDES)
         )
     site.record.rescale = reduced
     return _kept(site, dims, axes)
@@ -154,11 +155,19 @@ def softmax(site: Site) -> Dims:
     """
     dims = site.dims("self")
     logarithm = "log" in str(site.node.target)
-    site.operands(site.arg("self"), transfer=lambda _: Value.UNKNOWN if logarithm else Value.NONNEGATIVE)
+    site.operands(site.arg("self"), transfer=lambda v: _log_softmax(v) if logarithm else _softmax(v))
     axis = site.axis("dim", len(dims))
     site.approximates(dims[axis], "a softmax is over it")
     site.role("softmax", dims[axis])
     return dims
+
+
+def _softmax(values: list[Value]) -> Value:
+    return Value.NONNEGATIVE if values[0] is Value.UNKNOWN else Value.POSITIVE
+
+
+def _log_softmax(values: list[Value]) -> Value:
+    return values[0] if values[0] is Value.UNKNOWN else Value.FINITE
 
 
 def _scan_samples() -> Iterable[tuple[Any, ...]]:

@@ -41,6 +41,19 @@ class Exit:
     certificate: str
     value: Transfer
     reason: str
+    cost: str = ""
+    """What the certificate asks for where a zeroed index does add zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Another operator to do the same with, once dims have changed size.
+
+    ``arguments`` follow the first one of the original call; dims among them become their new sizes.
+    """
+
+    target: Any
+    arguments: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -64,8 +77,9 @@ class Record:
     """The result is a table made from sizes alone: it is made at full size, then sliced."""
     rescale: Dim | None = None
     """The result is a mean over this dim: times new size over old size, it is the mean over the full dim."""
-    replace: tuple[Any, int] | None = None
-    """(operator, axis): where parts change size, they are taken apart by this operator, which lists ``sizes[0]``."""
+    replace: Replacement | None = None
+    constant: torch.Tensor | None = None
+    """The numbers themselves, where the model's code wrote them down."""
     roles: list[tuple[str, Dim]] = field(default_factory=list)
     """What this operator takes a dim for (``heads``, ``channels``, ...), from which kinds of groups are named."""
 
@@ -372,6 +386,7 @@ __all__ = [
     "Dims",
     "Exit",
     "Record",
+    "Replacement",
     "Result",
     "Rule",
     "Site",

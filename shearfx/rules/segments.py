@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from shearfx.dims import ONE, ZERO, Atom, Dim, concat, prod
-from shearfx.rules.registry import Dims, Site, is_one, rule, size_of
+from shearfx.rules.registry import Dims, Replacement, Site, is_one, rule, size_of
 from shearfx.values import Value, join, of_number
 
 aten = torch.ops.aten
@@ -184,8 +184,7 @@ def split(site: Site) -> list[Dim | None]:
     parts = [_part(site, dims[axis], value.shape[axis]) for value in site.node.meta["val"]]
     if not site.solver.pinned(dims[axis]):
         site.equate(dims[axis], concat(parts))
-        site.record.replace = aten.split_with_sizes.default, axis
-        site.sizes("split_sizes", tuple(parts))
+        site.record.replace = Replacement(aten.split_with_sizes.default, (tuple(parts), axis))
     return [_with(dims, axis, part) for part in parts]
 
 

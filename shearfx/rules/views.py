@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shearfx.dims import ONE, Dim, prod
+from shearfx.dims import ONE, Dim, prod, quotient
 from shearfx.rules.registry import Dims, Site, is_one, rule
 from shearfx.values import join
 
@@ -178,11 +178,11 @@ def repeat(site: Site) -> Dims:
     repeats = [1] * (len(dims) - len(repeats)) + list(repeats)
     counts: list[Dim] = []
     for dim, count, size in zip(dims, repeats, site.shape(), strict=True):
-        open_ended = not isinstance(count, int)
-        counts.append(site.fresh(size if open_ended and is_one(dim.size) else 1 if open_ended else count))
-        if open_ended and not is_one(dim.size):
+        times = count if isinstance(count, int) else quotient(size, dim.size)
+        if times is None:
             site.pin(dims, "repeated as often as the input's size says")
             return site.fresh_like_output()
+        counts.append(site.fresh(times))
         site.role("repeated", counts[-1])
     site.sizes(argument, tuple(counts))
     return tuple(prod((count, dim)) for count, dim in zip(counts, dims, strict=True))
