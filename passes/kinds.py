@@ -22,10 +22,10 @@ def kinds(graph: Graph) -> dict[Atom, str]:
 
 
 def _kind(roles: set[str]) -> str:
-    if "embedding" in roles:
-        return "hidden"
     if "heads" in roles:
         return "query_group" if "repeated" in roles else "heads"
+    if "embedding" in roles:
+        return "hidden"
     if "head_dim" in roles:
         return "head_dim"
     if "value_dim" in roles:

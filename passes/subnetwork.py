@@ -135,6 +135,9 @@ class _Rewriter:
         self._constants(copied, record)
         if copied.target is aten.view.default:
             copied.target = aten.reshape.default  # a cut tensor may have other strides than the traced one
+        if copied.target is aten.view_as_complex.default:
+            with self.new.inserting_before(copied):
+                copied.update_arg(0, self.new.call_function(aten.contiguous.default, (copied.args[0],)))
         if record.replace is not None:
             self._replace(copied, record)
         else:

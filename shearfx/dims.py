@@ -37,6 +37,10 @@ class Pin:
     node: str = ""
 
 
+OPEN = Pin("its size is open: it follows the batch or sequence of the traced call")
+"""Of an atom whose size is an expression. What it turns out to be a multiple of may be cut all the same."""
+
+
 class Dim:
     """A term of the algebra. Immutable but for the binding of atoms, which only the solver sets."""
 
@@ -170,7 +174,7 @@ class Solver:
             if size == 0:
                 return ZERO
         elif pin is None:
-            pin = Pin("its size is open: it follows the batch or sequence of the traced call")
+            pin = OPEN
         atom = Atom(size, pin)
         if pin is not None and isinstance(size, int):
             self.pins.append((atom, pin))
@@ -244,7 +248,7 @@ class Solver:
         if any(leaf is atom for leaf in leaves(term)):
             raise Mismatch(atom, term)
         atom.bound = term
-        if atom.pin is not None:
+        if atom.pin is not None and atom.pin is not OPEN:
             _spread(term, atom.pin)
 
     def _unify_products(self, left: Prod, right: Prod) -> None:
@@ -366,10 +370,12 @@ class Solver:
     def _child(self, atom: Atom, size: Size) -> Dim:
         if isinstance(size, int) and size <= 1:
             return ONE if size else ZERO
-        return Atom(size, atom.pin)
+        if isinstance(size, int) and atom.pin is OPEN:
+            return Atom(size)
+        return Atom(size, atom.pin or (None if isinstance(size, int) else OPEN))
 
     def _like(self, dim: Dim, size: Size) -> Dim:
-        return ONE if size == 1 else Atom(size)
+        return ONE if size == 1 else Atom(size, None if isinstance(size, int) else OPEN)
 
 
 def _is(a: object, b: object) -> bool:

@@ -82,3 +82,10 @@ def table(site: Site) -> Dims:
     site.operands(transfer=lambda _: Value.FINITE)
     site.record.created = True
     return site.fresh_like_output()
+
+
+@rule(aten.sym_size.int, samples=lambda: ())
+def size_read(site: Site) -> None:
+    """The size of one dim as a number: open sizes only (fixed ones are constants by now), which are never cut."""
+    dims = site.dims("self")
+    site.pin(dims[site.axis("dim", len(dims))], "its size is read as a number")

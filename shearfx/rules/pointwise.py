@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 _UNTAGGED = (
     "absolute arcsinh arctan arctan2 complex conj divide fix floor_divide greater greater_equal hardswish less less_equal "
-    "multiply negative not_equal polar real imag rsub special_ndtr subtract relu6"
+    "multiply negative not_equal polar real imag rsub special_ndtr subtract relu6 where"
 ).split()
 """Point-wise operators that torch 2.13 forgets to tag, most of them second names of tagged ones."""
 
