@@ -1,0 +1,144 @@
+"""``assert_sound``: for users' own test-suites."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from shearfx.analysis import trace
+from shearfx.errors import PlanError, SoundnessError, message
+from shearfx.graph import Graph
+from shearfx.testing.plans import plan_of, prunable, random_cuts
+from shearfx.verification import verify
+
+Cuts = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """What :func:`assert_sound` found."""
+
+    plans: int
+    """How many random plans were verified."""
+    coverage: float
+    """Share of the parameters that exact and compensated groups reach."""
+    groups: int
+    """How many groups can be cut."""
+    max_relative_error: float
+    moved: float
+    """The furthest that a plan moved the output, relative to it: a test that moves nothing shows nothing."""
+
+
+def assert_sound(
+    model: nn.Module,
+    *inputs: Any,
+    plans: int = 20,
+    seed: int = 0,
+    form: str = "fx",
+    **kwargs: Any,
+) -> Soundness:
+    """Verify by random plans that cutting ``model`` computes what zeroing the same structures computes.
+
+    Every plan cuts random structures of all exact and compensated groups together; masked and sliced outputs must
+    agree to 1e-10 of the largest output, in float64.
+
+    Args:
+        model: any module; left as it was.
+        inputs, kwargs: an example call.
+        plans: how many random plans.
+        seed: of the plans; the same seed makes the same plans.
+        form: ``"fx"``, ``"module"`` (the original class) or ``"both"``.
+
+    Returns:
+        What was verified; print it, a coverage near zero means that little was.
+
+    Raises:
+        SoundnessError: a cut differs; the message names the smallest plan that still does.
+        PlanError: nothing is prunable, so nothing would be tested; the message says what pins most.
+        TraceError: the model does not export.
+    """
+    if form not in ("fx", "module", "both"):
+        raise PlanError(message(f"there is no form {form!r}", todo='choose "fx", "module" or "both"'))
+    graph = trace(model, *inputs, **kwargs)
+    groups = prunable(graph)
+    if not groups:
+        raise PlanError(_nothing(graph, model))
+    rng = random.Random(seed)
+    recorded = "fx" if form == "fx" else "module"
+    worst = moved = 0.0
+
+    def check(cuts: Cuts) -> tuple[float, float]:
+        report = verify(model, plan_of(graph, cuts, recorded), *inputs, graph=graph, **kwargs)
+        return report.max_relative_error, report.moved
+
+    for _ in range(plans):
+        cuts = random_cuts(graph, rng)
+        try:
+            error, far = check(cuts)
+        except SoundnessError as found:
+            raise _smallest(graph, model, cuts, check, found) from found
+        worst, moved = max(worst, error), max(moved, far)
+    if moved == 0.0:
+        warnings.warn(f"no plan of {plans} moved an output of {type(model).__name__}", stacklevel=2)
+    return Soundness(plans, graph.coverage, len(groups), worst, moved)
+
+
+def minimal(cuts: Cuts, sizes: dict[str, int], fails: Callable[[Cuts], bool]) -> Cuts:
+    """The smallest failing plan that is found greedily: groups dropped one by one, then structures given back."""
+    for name in list(cuts):
+        without = {n: kept for n, kept in cuts.items() if n != name}
+        if without and fails(without):
+            cuts = without
+    for name in list(cuts):
+        for index in range(sizes[name]):
+            more = sorted({*cuts[name], index})
+            if index not in cuts[name] and len(more) < sizes[name] and fails({**cuts, name: more}):
+                cuts = {**cuts, name: more}
+    return cuts
+
+
+def _smallest(
+    graph: Graph, model: nn.Module, cuts: Cuts, check: Callable[[Cuts], Any], found: SoundnessError
+) -> SoundnessError:
+    last = found
+
+    def fails(candidate: Cuts) -> bool:
+        nonlocal last
+        try:
+            check(candidate)
+        except SoundnessError as error:
+            last = error
+            return True
+        return False
+
+    smallest = minimal(cuts, {g.name: g.size for g in graph.groups}, fails)
+    what = "\n".join(f"    {_described(graph, name)}: kept {kept}" for name, kept in smallest.items())
+    return SoundnessError(
+        message(
+            f"cutting differs from zeroing:\n{what}\n  {str(last).splitlines()[0]}",
+            where=f"{type(model).__name__}, coverage {graph.coverage:.0%}",
+            todo="report it with the model; until then exclude the group by name",
+        )
+    )
+
+
+def _described(graph: Graph, name: str) -> str:
+    group = next(g for g in graph.groups if g.name == name)
+    return f"{name} ({group.kind} of {group.size}, {group.certificate})"
+
+
+def _nothing(graph: Graph, model: nn.Module) -> str:
+    counts = Counter(pin.reason for pin in graph.pins)
+    reasons: Sequence[str] = [f"{reason} ({count})" for reason, count in counts.most_common(3)]
+    approximate = sum(g.certificate == "approximate" for g in graph.groups)
+    return message(
+        f"nothing in {type(model).__name__} can be cut exactly, so there is nothing to verify",
+        where=f"{approximate} groups are approximate; pinned: " + "; ".join(reasons),
+        todo="look at graph.pins of shearfx.trace(model, ...)",
+    )
