@@ -15,7 +15,8 @@ from shearfx.graph import CERTIFICATES, Graph, Group, Member, Pinned, mentions, 
 from shearfx.passes.kinds import kinds
 from shearfx.passes.manager import Pass
 from shearfx.passes.node_groups import atoms_of
-from shearfx.values import Value
+from shearfx.rules.registry import Record
+from shearfx.values import Value, classify
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             continue
         sources = record.operands
         values = [base[s] for s in sources]
-        base[node] = _assumed(node, values, record.transfer(values) if record.transfer else Value.UNKNOWN)
+        base[node] = _assumed(record, values, record.transfer(values) if record.transfer else Value.UNKNOWN)
         zeroed[node] = {}
 
         def seen(atom: Atom, sources: tuple[fx.Node, ...] = sources) -> list[Value]:
@@ -149,15 +150,15 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
     return verdicts
 
 
-def _assumed(node: fx.Node, operands: list[Value], value: Value) -> Value:
+def _assumed(record: Record, operands: list[Value], value: Value) -> Value:
     """What is assumed of numbers that nothing was zeroed in: the full model's own numbers are finite.
 
     Where they are not, they reach kept and removed indices alike, and the comparison with the masked model is of
-    numbers that are not finite, which verification refuses. Infinities that the code writes down (masks) stay.
+    numbers that are not finite, which verification refuses. Infinities that the code writes down (masks) stay until
+    something sums over them.
     """
-    if value is not Value.UNKNOWN or Value.UNKNOWN in operands:
-        return value
-    return value if _infinite((*node.args, *node.kwargs.values())) else Value.FINITE
+    written = _infinite((*record.node.args, *record.node.kwargs.values())) or max(operands, default=value) > Value.FINITE
+    return value if value <= Value.FINITE or (written and not record.exits) else Value.FINITE
 
 
 def _infinite(arguments: object) -> bool:
@@ -170,4 +171,4 @@ def _constant(constants: Mapping[str, torch.Tensor], name: str) -> Value:
     value = constants.get(name)
     if value is None or value.is_meta or not value.is_floating_point():
         return Value.FINITE
-    return Value.FINITE if bool(torch.isfinite(value).all()) else Value.UNKNOWN
+    return max(Value.FINITE, classify(value))

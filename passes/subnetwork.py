@@ -35,12 +35,15 @@ class ConstructSubnetwork:
 
     masks: Mapping[Atom, torch.Tensor]
 
-    def build(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    def build(
+        self, graph: Graph, tensors: Mapping[str, torch.Tensor], origins: dict[fx.Node, fx.Node] | None = None
+    ) -> fx.GraphModule:
         """The rewritten graph as a module.
 
         Args:
             graph: the analysed model.
             tensors: the *already sliced* parameters and buffers by every name they go by.
+            origins: filled with the node of ``graph`` that each new node stands for.
 
         Returns:
             A module that is called with the traced tensor arguments by name and returns what the model returns.
@@ -58,6 +61,8 @@ class ConstructSubnetwork:
                 new.output(new.call_module("_structure", tuple(flat)))
             else:
                 copies[node] = rewriter.copy(node, copies)
+        if origins is not None:
+            origins.update({new_node: node for node, new_node in copies.items() if isinstance(new_node, fx.Node)})
         new.lint()
         module = fx.GraphModule(root, new, class_name="Subnetwork")
         module.eval()

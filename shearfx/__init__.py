@@ -1,3 +1,56 @@
 """shearfx: structured pruning of PyTorch models, proven to compute the same as the model with the parts zeroed."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shearfx.analysis import trace
+    from shearfx.construction import construct
+    from shearfx.errors import CheckpointError, PlanError, ShearError, SoundnessError, TraceError
+    from shearfx.masking import mask
+    from shearfx.planning import plan
+    from shearfx.pruning_plan import PruningPlan
+    from shearfx.verification import verify
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "PlanError",
+    "PruningPlan",
+    "ShearError",
+    "SoundnessError",
+    "TraceError",
+    "construct",
+    "load",
+    "mask",
+    "plan",
+    "save",
+    "trace",
+    "verify",
+]
+
+_HOMES = {
+    "trace": "analysis",
+    "plan": "planning",
+    "PruningPlan": "pruning_plan",
+    "construct": "construction",
+    "mask": "masking",
+    "verify": "verification",
+    "save": "checkpoints",
+    "load": "checkpoints",
+    **dict.fromkeys(("CheckpointError", "PlanError", "ShearError", "SoundnessError", "TraceError"), "errors"),
+}
+"""Where each public name lives. Imported when first used, so that ``import shearfx`` costs nothing."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

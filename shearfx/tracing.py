@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import traceback
 import warnings
@@ -168,20 +169,13 @@ def _export(model: nn.Module, kwargs: dict[str, Any]) -> tuple[ExportedProgram, 
         return value.detach().clone().to(device) if device.type == "meta" else value.detach().clone()
 
     errors: list[Exception] = []
-    for widen, axes in ((True, 2), (False, 2), (True, 1), (False, 1), (False, 0)):
+    for widen, openness in itertools.product((True, False), ("shared", "apart", "batch", "fixed")):
         example = pytree.tree_map(fresh, kwargs)
-        if widen and not (example := _two_of_each(example)):
+        if widen and (openness == "fixed" or not (example := _two_of_each(example))):
             continue
-        shapes = ShapesCollection()
-        for tensor in pytree.tree_leaves(example):
-            if isinstance(tensor, torch.Tensor):
-                tokens = axes > 1 and not tensor.is_floating_point() and tensor.dim() > 1
-                dims = {axis: Dim.AUTO for axis in range(min(tensor.dim(), 2 if tokens else 1))} if axes else {}
-                if dims:
-                    shapes[tensor] = dims
         try:
-            dynamic = shapes.dynamic_shapes(model, (), example) if axes else None
-            return torch.export.export(model, (), example, strict=False, dynamic_shapes=dynamic), list(kwargs)
+            shapes = _open_dims(model, example, openness)
+            return torch.export.export(model, (), example, strict=False, dynamic_shapes=shapes), list(kwargs)
         except Exception as error:  # export raises every kind there is; the last attempt's is the user's
             errors.append(error)
     raise TraceError(
@@ -192,6 +186,28 @@ def _export(model: nn.Module, kwargs: dict[str, Any]) -> tuple[ExportedProgram, 
             "check with torch.export.export(model, args, strict=False)",
         )
     ) from errors[-1]
+
+
+def _open_dims(model: nn.Module, example: dict[str, Any], openness: str) -> Any:
+    """Which dims of the call follow the input, in the form that torch.export wants.
+
+    ``shared``: one batch for all tensors, each integer tensor's dim 1 by itself; ``apart``: every dim by itself,
+    fixed to the example's size where the model's code needs it; ``batch``: dim 0 only; ``fixed``: none.
+    """
+    tensors = [t for t in pytree.tree_leaves(example) if isinstance(t, torch.Tensor) and t.dim()]
+    batches = {t.shape[0] for t in tensors}
+    if openness == "fixed" or not tensors:
+        return None
+    if openness == "shared" and (len(batches) > 1 or 1 in batches):
+        openness = "apart"
+    batch = Dim("batch") if openness == "shared" else Dim.AUTO
+    shapes = ShapesCollection()
+    for tensor in tensors:
+        dims = {0: batch}
+        if openness != "batch" and not tensor.is_floating_point() and tensor.dim() > 1:
+            dims[1] = Dim.AUTO
+        shapes[tensor] = dims
+    return shapes.dynamic_shapes(model, (), example)
 
 
 def _two_of_each(example: dict[str, Any]) -> dict[str, Any] | None:

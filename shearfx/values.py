@@ -23,7 +23,9 @@ class Value(enum.IntEnum):
     POSITIVE = 1
     NONNEGATIVE = 2
     FINITE = 3
-    UNKNOWN = 4
+    MASKED = 4
+    """Finite, or minus infinity: scores that a mask was added to."""
+    UNKNOWN = 5
     """Possibly infinite or not a number."""
 
 
@@ -41,6 +43,8 @@ def join(values: Iterable[Value]) -> Value:
 def multiply(values: Iterable[Value]) -> Value:
     """The class of a product."""
     present = set(values)
+    if Value.MASKED in present:
+        return Value.UNKNOWN
     for value in (Value.UNKNOWN, Value.ZERO, Value.FINITE, Value.NONNEGATIVE):
         if value in present:
             return value
@@ -64,6 +68,7 @@ _SAMPLES = {
     Value.POSITIVE: tuple(x for x in _REAL if x > 0),
     Value.NONNEGATIVE: tuple(x for x in _REAL if x >= 0),
     Value.FINITE: _REAL,
+    Value.MASKED: (*_REAL, float("-inf")),
     Value.UNKNOWN: (*_REAL, float("inf"), float("-inf"), float("nan")),
 }
 
@@ -88,7 +93,7 @@ def classify(result: torch.Tensor) -> Value:
     if result.is_complex():
         result = torch.view_as_real(result)
     if result.is_floating_point() and not bool(torch.isfinite(result).all()):
-        return Value.UNKNOWN
+        return Value.UNKNOWN if bool((result.isnan() | result.isposinf()).any()) else Value.MASKED
     if not bool(result.any()):
         return Value.ZERO
     if bool((result > 0).all()):

@@ -66,6 +66,6 @@ def attention(site: Site) -> Dims:
 
 
 def _weighted(values: list[Value]) -> Value:
-    if Value.UNKNOWN in values[:2]:
+    if max(values[:2]) > Value.FINITE:
         return Value.UNKNOWN
     return multiply([Value.NONNEGATIVE, values[2]])

@@ -151,7 +151,7 @@ def scatter(site: Site) -> Dims:
 
 
 def _written(values: list[Value]) -> Value:
-    return Value.UNKNOWN if Value.UNKNOWN in values else Value.FINITE
+    return max(Value.FINITE, *values)
 
 
 def _put_samples() -> Iterable[tuple[Any, ...]]:

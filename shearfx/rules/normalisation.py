@@ -48,7 +48,7 @@ def batch_norm(site: Site) -> Any:
 
 def _affine(weighted: bool, biased: bool) -> Any:
     def transfer(values: list[Value]) -> Value:
-        normalised = Value.UNKNOWN if values[0] is Value.UNKNOWN else Value.FINITE
+        normalised = Value.UNKNOWN if values[0] > Value.FINITE else Value.FINITE
         product = multiply([normalised, values[1]]) if weighted else normalised
         return add([product, values[-1]]) if biased else product
 

@@ -59,7 +59,7 @@ def total(site: Site) -> Dims:
 
 def _norm(values: list[Value]) -> Value:
     top = join(values)
-    return top if top in (Value.ZERO, Value.POSITIVE, Value.UNKNOWN) else Value.NONNEGATIVE
+    return top if top in (Value.ZERO, Value.POSITIVE) else Value.UNKNOWN if top > Value.FINITE else Value.NONNEGATIVE
 
 
 def _mean_samples() -> Iterable[tuple[Any, ...]]:
@@ -117,7 +117,7 @@ def statistic(site: Site) -> Dims:
 
 def _statistic(values: list[Value]) -> Value:
     top = join(values)
-    return top if top is Value.UNKNOWN else Value.FINITE
+    return Value.UNKNOWN if top > Value.FINITE else Value.FINITE
 
 
 @rule(
@@ -163,11 +163,11 @@ def softmax(site: Site) -> Dims:
 
 
 def _softmax(values: list[Value]) -> Value:
-    return Value.NONNEGATIVE if values[0] is Value.UNKNOWN else Value.POSITIVE
+    return Value.NONNEGATIVE if values[0] > Value.FINITE else Value.POSITIVE
 
 
 def _log_softmax(values: list[Value]) -> Value:
-    return values[0] if values[0] is Value.UNKNOWN else Value.FINITE
+    return values[0] if values[0] > Value.FINITE else Value.FINITE
 
 
 def _scan_samples() -> Iterable[tuple[Any, ...]]:
@@ -190,7 +190,7 @@ def diff(site: Site) -> Dims:
     """Differences of neighbours: the axis is pinned."""
     dims = site.dims("self")
     nodes = [n for n in site.tensors() if n is not None]
-    site.operands(*nodes, transfer=lambda v: Value.UNKNOWN if Value.UNKNOWN in v else Value.FINITE)
+    site.operands(*nodes, transfer=lambda v: Value.UNKNOWN if max(v) > Value.FINITE else Value.FINITE)
     axis = site.axis("dim", len(dims))
     for node in nodes:
         site.pin(site.dims(node)[axis], "differences of neighbours go along it")
@@ -254,4 +254,4 @@ def pool(site: Site) -> Any:
 
 
 def _pooled(values: list[Value]) -> Value:
-    return values[0] if values[0] in (Value.ZERO, Value.NONNEGATIVE, Value.UNKNOWN) else Value.FINITE
+    return values[0] if values[0] in (Value.ZERO, Value.NONNEGATIVE) or values[0] > Value.FINITE else Value.FINITE

@@ -199,10 +199,11 @@ def repeat_interleave(site: Site) -> Dims:
     count = site.fresh(site.arg("repeats"))
     site.role("repeated", count)
     site.sizes("repeats", count)
-    if site.arg("dim") is None:
-        return (prod((*dims, count)),)
-    axis = site.axis("dim", len(dims))
-    return (*dims[:axis], prod((dims[axis], count)), *dims[axis + 1 :])
+    axis = None if site.arg("dim") is None else site.axis("dim", len(dims))
+    out = prod((*dims, count)) if axis is None else prod((dims[axis], count))
+    if site.arg("output_size") is not None:
+        site.sizes("output_size", out)
+    return (out,) if axis is None else (*dims[:axis], out, *dims[axis + 1 :])
 
 
 def _complex_samples() -> Iterable[tuple[Any, ...]]:

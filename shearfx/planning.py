@@ -1,0 +1,261 @@
+"""``shearfx.plan``: choose what to cut so that a share of the model's parameters, or of its operations, is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import shearfx.saliency as saliencies
+from shearfx.budget import Budget, open_sizes, operation_budget, parameter_budget
+from shearfx.dims import Dim
+from shearfx.errors import PlanError, message
+from shearfx.gradients import Loss
+from shearfx.graph import Graph, Group
+from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.saliency import Progress, Saliency, Scores
+from shearfx.selection import Selection, Tied, select
+from shearfx.spending import Spender, Unit, unit_of
+
+Floor = float | int | Mapping[str, float | int]
+
+FLOOR = 0.1
+"""The share of every group that stays by default."""
+
+
+def plan(
+    graph: Graph,
+    ratio: float = 0.2,
+    saliency: str | Saliency = "magnitude",
+    model: nn.Module | None = None,
+    *,
+    scope: Literal["global", "uniform"] = "global",
+    form: Literal["module", "fx"] = "module",
+    round_to: int = 1,
+    allow: Collection[str] = (),
+    unit: Literal["params", "flops"] = "params",
+    include: Collection[str] = (),
+    exclude: Collection[str] = (),
+    kinds: Collection[str] | Literal["all"] | None = None,
+    exclude_kinds: Collection[str] = (),
+    floor: Floor = FLOOR,
+    most: float = 1.0,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PruningPlan:
+    """Choose structures to cut until ``ratio`` of the model is saved.
+
+    The achieved ratio is as close to the asked one as the cheapest structure still to be had allows. Scores in units
+    of loss are ranked across all layers and kinds, per unit of cost; relative ones rank the structures of a group, and
+    every group gives up an equal share of its own tensors.
+
+    Args:
+        graph: what :func:`shearfx.trace` returned for the model.
+        ratio: the share to save, between 0 and 1: of all unique parameters, or of operations (see ``unit``).
+        saliency: ``"random"``, ``"magnitude"``, ``"taylor"``, another registered name, or a :class:`Saliency`.
+        model: the model; its weights are needed by most saliencies. Never changed.
+        scope: ``"global"`` cuts where it costs least; ``"uniform"`` leaves equal counts in all groups that are alike
+            in kind, size and place within their layer, so that a plain configuration describes the result.
+        form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
+        round_to: dims of parameters that change become multiples of this; what cannot be stays whole.
+        allow: certificates to admit beside exact and compensated: ``("approximate",)``.
+        unit: what ``ratio`` counts, ``"params"`` or ``"flops"`` (those of contractions, at the example's sizes).
+        include, exclude: globs over module paths (``"model.layers.3.*"``, a path stands for all inside) or parameter
+            names. A group is excluded if a pattern matches one of its parameters; with ``include``, one has to match.
+        kinds: the kinds of groups to cut; by default all but ``hidden`` and ``head_dim``, which reach through the whole
+            model at once; ``"all"`` for those too.
+        exclude_kinds: kinds to leave alone.
+        floor: what stays of every group, as a count (int) or a share (float), or by kind (others: the default share).
+        most: the largest share that a group may lose.
+        data, loss: for saliencies that look at data: batches, and a function of model and batch that returns a scalar.
+        seed: of everything drawn.
+        progress: called with what is done and what there is in all while structures are scored.
+
+    Raises:
+        PlanError: the request makes no sense, or cannot be met; the message says what stands in the way.
+    """
+    _check(ratio, scope, form, round_to, unit, floor, most)
+    chosen = saliencies.find(saliency)
+    if model is not None:
+        _check_model(graph, model)
+    wanted = Selection(tuple(_texts(allow)), tuple(_texts(include)), tuple(_texts(exclude)),
+                       kinds if kinds is None or kinds == "all" else tuple(_texts(kinds)),
+                       tuple(_texts(exclude_kinds)), scope, form)  # fmt: skip
+    tied, refused = select(graph, model, wanted)
+    groups = list({g.name: g for t in tied for g in t.groups}.values())
+    scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)
+    budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
+    if budget.total <= 0:
+        raise PlanError(message(f"the traced call has no {unit} to save", todo="choose another unit"))
+    units = _units(graph, tied, _checked(scores, groups, chosen.name), floor, most, budget)
+    spender = Spender(budget, units, chosen.unit, round_to)
+    spender.spend(ratio * budget.total)
+    _check_reached(graph, spender, ratio, unit, round_to, refused)
+    options = {
+        "ratio": ratio, "saliency": chosen.name, "saliency_options": _fields(chosen), "saliency_unit": chosen.unit,
+        "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": unit,
+        "include": list(wanted.include), "exclude": list(wanted.exclude),
+        "kinds": list(wanted.kinds) if isinstance(wanted.kinds, tuple) else wanted.kinds,
+        "exclude_kinds": list(wanted.exclude_kinds),
+        "floor": dict(floor) if isinstance(floor, Mapping) else floor, "most": most, "seed": seed,
+    }  # fmt: skip
+    if unit == "flops":
+        options |= {"flops": budget.total, "flops_sizes": open_sizes(graph)}
+    kept = {name: stay for u in units if u.gone for name, stay in u.kept().items()}
+    result = of_cuts(graph, kept, asked=ratio, options=options)
+    if unit == "flops":
+        options["achieved_params"] = result.achieved
+        result = dataclasses.replace(result, achieved=spender.saved / budget.total)
+    return result
+
+
+# -- checking the request --------------------------------------------------------------------------------
+
+
+def _check(ratio: float, scope: str, form: str, round_to: int, unit: str, floor: Floor, most: float) -> None:
+    where = "plan(...)"
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        raise PlanError(message(f"the ratio {ratio!r} is not between 0 and 1", where=where, todo="pass 0.2 for 20%"))
+    for name, value, known in (
+        ("scope", scope, ("global", "uniform")),
+        ("form", form, ("module", "fx")),
+        ("unit", unit, ("params", "flops")),
+    ):
+        if value not in known:
+            raise PlanError(message(f"there is no {name} {value!r}", where=where, todo=f"choose one of {known}"))
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise PlanError(
+            message(f"round_to={round_to!r} is no whole number from 1", where=where, todo="pass 8, 64, ...")
+        )
+    for stays in floor.values() if isinstance(floor, Mapping) else (floor,):
+        share = isinstance(stays, float) and 0 <= stays < 1
+        count = isinstance(stays, int) and not isinstance(stays, bool) and stays >= 0
+        if not share and not count:
+            todo = "pass a count as an int, or a share below 1 as a float"
+            raise PlanError(message(f"floor={stays!r} is neither a count nor a share", where=where, todo=todo))
+    if not 0 < most <= 1:
+        raise PlanError(message(f"most={most!r} is no share", where=where, todo="pass 0.5 to cut half at most"))
+
+
+def _texts(value: Collection[str]) -> Collection[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_model(graph: Graph, model: nn.Module) -> None:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    for tensor in graph.parameters():
+        for name in tensor.aliases:
+            if shapes.get(name) != tensor.shape:
+                has = f"has shape {shapes[name]}" if name in shapes else "is missing"
+                raise PlanError(
+                    message(
+                        f"{name} of this {type(model).__name__} {has}; the graph was traced with {tensor.shape}",
+                        todo="pass the model that was traced",
+                    )
+                )
+
+
+def _checked(scores: Scores, groups: Sequence[Group], what: str) -> Scores:
+    result = {}
+    for group in groups:
+        score = scores.get(group.name)
+        if score is None or tuple(score.shape) != (group.size,):
+            shape = None if score is None else tuple(score.shape)
+            raise PlanError(message(f"saliency {what!r} scores {group.name} as {shape}, not as ({group.size},)"))
+        if not bool(torch.isfinite(score).all()):
+            raise PlanError(
+                message(f"saliency {what!r} is not finite for {group.name}", todo="check weights and data for NaN")
+            )
+        result[group.name] = score.detach().cpu().double()
+    return result
+
+
+def _fields(chosen: Saliency) -> dict[str, Any]:
+    return dataclasses.asdict(chosen) if dataclasses.is_dataclass(chosen) else {}
+
+
+# -- units ---------------------------------------------------------------------------------------------------
+
+
+def _units(graph: Graph, tied: Sequence[Tied], scores: Scores, floor: Floor, most: float, budget: Budget) -> list[Unit]:
+    """What is cut together, with floors as counts. What would save nothing is left out."""
+    terms = {g.name: _parameter_terms(graph, g) for t in tied for g in t.groups}
+    units = []
+    for one in tied:
+        floors = {g.name: _floor(g, floor, most) for g in one.groups}
+        unit = unit_of(one.groups, one.weights, floors, scores, terms)
+        products = budget.touched(g.atom for g in one.groups)
+        if unit.limit > 0 and budget.cost(products) > budget.cost(products, unit.sizes(unit.limit)):
+            units.append(unit)
+    return units
+
+
+def _parameter_terms(graph: Graph, group: Group) -> tuple[Dim, ...]:
+    members = (m for m in group.members if graph.tensors[m.name].kind == "parameter")
+    return tuple(dict.fromkeys(m.term for m in members))
+
+
+def _floor(group: Group, floor: Floor, most: float) -> int:
+    value = floor.get(group.kind, FLOOR) if isinstance(floor, Mapping) else floor
+    stays = value if isinstance(value, int) else math.ceil(value * group.size - 1e-9)
+    return max(1, stays, math.ceil((1 - most) * group.size - 1e-9))
+
+
+# -- what stands in the way -----------------------------------------------------------------------------------
+
+
+def _check_reached(
+    graph: Graph, spender: Spender, ratio: float, unit: str, round_to: int, refused: Mapping[str, list[Group]]
+) -> None:
+    total, what = spender.budget.total, {"params": "parameters", "flops": "operations"}[unit]
+    steps = spender.open()
+    if spender.saved == 0 and steps:
+        least = min(spender.saving(*s) for s in steps) / total
+        raise PlanError(
+            message(
+                f"a ratio of {ratio:g} is less than half of the smallest step, which saves {least:.3g} of the {what}",
+                todo=f"ask for at least {least:.3g}" + (", or a smaller round_to" if round_to > 1 else ""),
+            )
+        )
+    missing = ratio * total - spender.saved
+    if steps or (spender.saved > 0 and missing <= spender.cheapest()):
+        return
+    nothing = not spender.units or spender.saved == 0
+    largest = spender.saved / total
+    said = (
+        "nothing can be cut"
+        if nothing
+        else f"a ratio of {ratio:g} is out of reach: at most {largest:.4f} of the {what}"
+    )
+    reasons = [f"{text}: {_listed(groups)}" for text, groups in refused.items() if groups]
+    if spender.units:
+        reasons.append("what is admitted stops at its floor (floor=, most=)")
+        if round_to > 1:
+            reasons.append(f"dims stop where no smaller multiple of {round_to} is left (round_to=)")
+    reasons += [f"pinned: {reason} ({count} times)" for reason, count in _main_pins(graph)]
+    reasons.append(f"exact and compensated groups reach {graph.coverage:.2f} of the parameters")
+    todo = (
+        "see graph.pins for all reasons"
+        if nothing
+        else f"ask for at most {math.floor(largest * 1e4) / 1e4:g}, or relax one of the above"
+    )
+    raise PlanError(message(said, where="\n         ".join(reasons), todo=todo))
+
+
+def _listed(groups: Sequence[Group], shown: int = 3) -> str:
+    kinds = sorted({g.kind for g in groups})
+    names = ", ".join(g.name for g in groups[:shown]) + (", ..." if len(groups) > shown else "")
+    return f"{len(groups)} groups of {'/'.join(kinds)} ({names})"
+
+
+def _main_pins(graph: Graph, shown: int = 5) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for pin in graph.pins:
+        counts[pin.reason] = counts.get(pin.reason, 0) + 1
+    return sorted(counts.items(), key=lambda item: -item[1])[:shown]

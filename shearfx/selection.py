@@ -1,0 +1,133 @@
+"""Which groups a plan may cut, and which of them only together."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from shearfx.errors import PlanError, message
+from shearfx.graph import CERTIFICATES, Graph, Group
+
+OPTIONAL_KINDS = ("hidden", "head_dim")
+"""Kinds that plans cut only when asked to: one cut goes through all layers at once."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a plan may cut; the fields are those of :func:`shearfx.plan`."""
+
+    allow: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    kinds: tuple[str, ...] | str | None = None
+    exclude_kinds: tuple[str, ...] = ()
+    scope: Literal["global", "uniform"] = "global"
+    form: Literal["module", "fx"] = "module"
+
+
+@dataclass(frozen=True)
+class Tied:
+    """Groups that are cut together: structures times weight stay equal."""
+
+    groups: tuple[Group, ...]
+    weights: tuple[int, ...]
+
+
+def select(graph: Graph, model: nn.Module | None, wanted: Selection) -> tuple[list[Tied], dict[str, list[Group]]]:
+    """The tied groups that may be cut, and the groups that may not, by reason.
+
+    Raises:
+        PlanError: a kind, a certificate or a pattern that nothing in the graph has.
+    """
+    _check(graph, wanted)
+    refused: dict[str, list[Group]] = {}
+    allowed = {}
+    for group in graph.groups:
+        reason = _refusal(graph, group, wanted)
+        if reason:
+            refused.setdefault(reason, []).append(group)
+        elif group.size > 1:
+            allowed[group.name] = group
+    admitted: list[Tied] = []
+    bundles = _admissible(graph, model, wanted.form)
+    for one in bundles:
+        if all(g.name in allowed for g in one.groups):
+            admitted.append(one)
+        elif left := [g for g in one.groups if g.name in allowed]:
+            refused.setdefault("tied to groups that may not be cut", []).extend(left)
+    bundled = {g.name for one in bundles for g in one.groups}
+    if alone := [g for name, g in allowed.items() if name not in bundled]:
+        refused.setdefault('the class cannot express it (form="fx" can)', []).extend(alone)
+    return (_alike(admitted) if wanted.scope == "uniform" else admitted), refused
+
+
+def _check(graph: Graph, wanted: Selection) -> None:
+    known = sorted({g.kind for g in graph.groups})
+    for kind in wanted.kinds if isinstance(wanted.kinds, tuple) else ():
+        if kind not in known:
+            raise PlanError(message(f"the model has no groups of kind {kind!r}", todo=f"it has {', '.join(known)}"))
+    for certificate in wanted.allow:
+        if certificate not in CERTIFICATES:
+            todo = f"choose from {', '.join(CERTIFICATES)}"
+            raise PlanError(message(f"there is no certificate {certificate!r}", where="allow=", todo=todo))
+    for what, patterns in (("include", wanted.include), ("exclude", wanted.exclude)):
+        for pattern in patterns:
+            if not any(_matches(name, pattern) for t in graph.tensors.values() for name in t.aliases):
+                raise PlanError(
+                    message(
+                        f"{what}={pattern!r} matches no module with parameters",
+                        todo="match paths as in model.named_modules(), such as 'model.layers.0.*'",
+                    )
+                )
+
+
+def _refusal(graph: Graph, group: Group, wanted: Selection) -> str:
+    """Why a group may not be cut; empty where it may."""
+    names = [alias for m in group.members for alias in graph.tensors[m.name].aliases]
+    if group.certificate not in ("exact", "compensated", *wanted.allow):
+        return f"only {group.certificate} (allow=)"
+    if wanted.kinds is None and group.kind in OPTIONAL_KINDS:
+        return 'a kind that is not cut by default (kinds="all")'
+    if isinstance(wanted.kinds, tuple) and group.kind not in wanted.kinds:
+        return "not among the kinds asked for (kinds=)"
+    if group.kind in wanted.exclude_kinds:
+        return "a kind that was excluded (exclude_kinds=)"
+    if any(_matches(name, pattern) for name in names for pattern in wanted.exclude):
+        return "excluded by module (exclude=)"
+    if wanted.include and not any(_matches(name, pattern) for name in names for pattern in wanted.include):
+        return "in no included module (include=)"
+    return ""
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a glob matches a parameter's name, or the path of a module around it."""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
+
+
+def _admissible(graph: Graph, model: nn.Module | None, form: Literal["module", "fx"]) -> list[Tied]:
+    """What the form can express: every group alone, or, in the model's own class, some only together."""
+    return [Tied((g,), (1,)) for g in graph.groups if form == "fx" or g.kind not in ("head_dim", "value_dim")]
+
+
+def _alike(tied: Sequence[Tied]) -> list[Tied]:
+    """One for all layers: what has the same kinds, sizes and place within its layer is cut to equal counts."""
+    layers: dict[tuple[object, ...], list[Tied]] = {}
+    for one in tied:
+        rows = zip(one.groups, one.weights, strict=True)
+        layers.setdefault(tuple(sorted((place(g), g.kind, g.size, w) for g, w in rows)), []).append(one)
+    return [
+        Tied(tuple(g for t in alike for g in t.groups), tuple(w for t in alike for w in t.weights))
+        for alike in layers.values()
+    ]
+
+
+def place(group: Group) -> str:
+    """A group's name with the numbers of layers left open: the same for its like in every layer."""
+    path, colon, position = group.name.rpartition(":")
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", path) + colon + position
