@@ -16,7 +16,7 @@ from shearfx.passes.kinds import kinds
 from shearfx.passes.manager import Pass
 from shearfx.passes.node_groups import atoms_of
 from shearfx.rules.registry import Record
-from shearfx.values import Value, classify
+from shearfx.values import Value, classify, join
 
 
 @dataclass(frozen=True)
@@ -127,27 +127,45 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
         base[node] = _assumed(record, values, record.transfer(values) if record.transfer else Value.UNKNOWN)
         zeroed[node] = {}
 
-        def seen(atom: Atom, sources: tuple[fx.Node, ...] = sources) -> list[Value]:
-            return [zeroed[s].get(atom, base[s]) for s in sources]
+        carriers = _carriers(graph, record)
+
+        def seen(
+            atom: Atom, having: tuple[int, ...] | None = None, sources: tuple[fx.Node, ...] = sources
+        ) -> list[Value]:
+            return [
+                zeroed[s].get(atom, base[s]) if having is None or i in having else base[s] for i, s in enumerate(sources)
+            ]
 
         if record.transfer is not None:
             for atom in atoms:
-                values = seen(atom)
-                if record.sources is not None:
-                    values = [values[i] for i in record.sources(atom)] or values
-                value = record.transfer(values)
+                if atom in carriers:
+                    value = join(record.transfer(seen(atom, having)) for having in carriers[atom])
+                else:
+                    values = seen(atom)
+                    if record.sources is not None:
+                        values = [values[i] for i in record.sources(atom)] or values
+                    value = record.transfer(values)
                 if value is not base[node]:
                     zeroed[node][atom] = value
         for exit_ in record.exits:
             for atom in dict.fromkeys(graph.solver.atoms(exit_.dim)):
                 if atom.pin is None:
-                    exact = exit_.value(seen(atom)) is Value.ZERO
+                    exact = exit_.value(seen(atom, exit_.carriers)) is Value.ZERO
                     certificate = exit_.certificate if exact else "approximate"
                     new = Verdict(certificate, exit_.reason if not exact else exit_.cost or exit_.reason, node.name)
                     old = verdicts.get(atom, Verdict())
                     if CERTIFICATES.index(new.certificate) > CERTIFICATES.index(old.certificate):
                         verdicts[atom] = new
     return verdicts
+
+
+def _carriers(graph: Graph, record: Record) -> dict[Atom, set[tuple[int, ...]]]:
+    """For each atom of a result: which operands have the dim that mentions it, once for each such dim."""
+    found: dict[Atom, set[tuple[int, ...]]] = {}
+    for dim, having in record.carried:
+        for atom in graph.solver.atoms(dim):
+            found.setdefault(atom, set()).add(having)
+    return found
 
 
 def _assumed(record: Record, operands: list[Value], value: Value) -> Value:

@@ -54,7 +54,7 @@ def attention(site: Site) -> Dims:
         site.broadcast([scores, mask])
     if site.arg("is_causal"):
         site.pin((q[-2], k[-2]), "causal attention goes by position")
-    site.contracts(q[-1], lambda values: multiply(values[:2]), "the scores of attention")
+    site.contracts(q[-1], lambda values: multiply(values[:2]), "the scores of attention", carriers=(0, 1))
     site.approximates(k[-2], "the softmax of attention is over it")
     for role, dims in (("heads", heads), ("head_dim", q[-1:]), ("value_dim", v[-1:]), ("softmax", k[-2:-1])):
         for dim in dims:
@@ -62,6 +62,7 @@ def attention(site: Site) -> Dims:
     if site.arg("scale") is None and isinstance(q[-1].size, int):
         site.record.constants.append(("scale", 1 / math.sqrt(q[-1].size)))
     site.operands(site.arg("query"), site.arg("key"), site.arg("value"), transfer=_weighted)
+    site.record.carried = [*((dim, (0, 1, 2)) for dim in (*batch, *heads)), (q[-2], (0,)), (v[-1], (2,))]
     return (*batch, *heads, q[-2], v[-1])
 
 

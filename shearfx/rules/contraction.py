@@ -38,8 +38,12 @@ def biased_product(site: Site) -> Dims:
     names = (*batch, "r", "c")[-len(site.shape(bias)) :] if site.shape(bias) else ()
     parsed = Pattern("", (names, (*batch, "r", "i"), (*batch, "i", "c")), (True, False, False), (*batch, "r", "c"))
     apply_pattern(site, parsed, [None, a, b])
-    dims = site.broadcast([(*site.dims(a)[:-1], site.dims(b)[-1]), site.dims(bias)])
+    rows, columns = site.dims(a)[:-1], site.dims(b)[-1:]
+    dims = site.broadcast([(*rows, *columns), site.dims(bias)])
     site.operands(a, b, bias, transfer=_biased)
+    if site.dims(bias):
+        site.record.carried = [(dim, (0, 2)) for dim in rows] + [(dim, (1, 2)) for dim in columns]
+        site.record.carried += [(dim, (0, 1, 2)) for dim in rows[:-1]]
     return dims
 
 
@@ -66,12 +70,14 @@ def matmul(site: Site) -> Dims:
     left, right = site.dims("self"), site.dims("other")
     contracted, other = left[-1], right[-2] if len(right) > 1 else right[-1]
     site.equate(contracted, other)
-    site.contracts(contracted)
+    site.contracts(contracted, carriers=(0, 1))
     site.role("contracted", contracted)
     site.operands(site.arg("self"), site.arg("other"), transfer=multiply)
     batch = site.broadcast([left[:-2], right[:-2]])
     rows = left[-2:-1]
     columns = right[-1:] if len(right) > 1 else ()
+    site.carried(batch, [left[:-2], right[:-2]])
+    site.record.carried += [(dim, (0,)) for dim in rows] + [(dim, (1,)) for dim in columns]
     site.attends(site.arg("self"), site.arg("other"), (contracted,), batch, (*rows, *columns))
     return (*batch, *rows, *columns)
 
@@ -177,7 +183,8 @@ def _convolve(site: Site, transposed: bool) -> Dims:
         site.equate(bias[0], out)
     site.operands(site.arg("input"), site.arg("weight"), site.arg("bias"), transfer=_biased)
     if inner is not ONE:
-        site.contracts(inner, lambda v: multiply(v[:2]))
+        site.contracts(inner, lambda v: multiply(v[:2]), carriers=(0, 1))
+    site.record.carried = [(group, (0, 1, 2)), (outer, (1, 2)), *((dim, (0,)) for dim in x[: -space - 1])]
     for dim in (inner, outer, group):
         site.role("channels", dim)
     site.sizes("groups", group)

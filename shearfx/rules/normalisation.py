@@ -42,8 +42,14 @@ def batch_norm(site: Site) -> Any:
     if training:
         site.pin(channel, "normalised by statistics of the batch (training mode)")
     site.operands(tensors[0], weight, bias, transfer=_affine(weight is not None, bias is not None))
+    _carried(site, x, (1,))
     site.role("channels", channel)
     return x if isinstance(site.node.meta["val"], torch.Tensor) else [x, None, None]
+
+
+def _carried(site: Site, x: Dims, axes: Iterable[int]) -> None:
+    """Weight and bias have the normalised dims only."""
+    site.record.carried = [(dim, (0, 1, 2) if i in axes else (0,)) for i, dim in enumerate(x)]
 
 
 def _affine(weighted: bool, biased: bool) -> Any:
@@ -69,6 +75,7 @@ def instance_norm(site: Site) -> Dims:
             site.equate(x[1], site.dims(node)[0])
     site.pin(x[2:], "an instance norm is over it")
     site.operands(*tensors[:3], transfer=_affine(tensors[1] is not None, tensors[2] is not None))
+    _carried(site, x, (1,))
     site.role("channels", x[1])
     return x
 
@@ -96,6 +103,7 @@ def layer_norm(site: Site) -> Any:
     site.sizes("normalized_shape", over)
     weight, bias = tensors[1], tensors[2]
     site.operands(tensors[0], weight, bias, transfer=_affine(weight is not None, bias is not None))
+    _carried(site, x, range(len(x) - len(shape), len(x)))
     if isinstance(site.node.meta["val"], torch.Tensor):
         return x
     statistics = (*x[: len(x) - len(shape)], *(ONE for _ in shape))
@@ -127,6 +135,7 @@ def rms_norm(site: Site) -> Dims:
         site.role("normalised", dim)
     site.sizes("normalized_shape", over)
     site.operands(site.arg("input"), weight, transfer=multiply)
+    _carried(site, x, range(len(x) - len(shape), len(x)))
     return x
 
 
@@ -154,4 +163,5 @@ def group_norm(site: Site) -> Dims:
     site.role("channels", group)
     site.role("channels", inner)
     site.operands(*tensors[:3], transfer=_affine(tensors[1] is not None, tensors[2] is not None))
+    _carried(site, x, (1,))
     return (x[0], channels, *x[2:])

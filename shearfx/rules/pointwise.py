@@ -33,7 +33,10 @@ def pointwise(site: Site) -> Dims:
     """Any operator that torch tags as point-wise: operands broadcast against each other."""
     nodes = [node for node in site.tensors() if node is not None]
     site.operands(*nodes, transfer=_measured(site))
-    return site.broadcast([site.dims(node) for node in nodes])
+    shapes = [site.dims(node) for node in nodes]
+    dims = site.broadcast(shapes)
+    site.carried(dims, shapes)
+    return dims
 
 
 def _measured(site: Site) -> Any:

@@ -43,6 +43,8 @@ class Exit:
     reason: str
     cost: str = ""
     """What the certificate asks for where a zeroed index does add zero."""
+    carriers: tuple[int, ...] | None = None
+    """The operands (by place in ``Record.operands``) that have the dim here; others may mention its atoms elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ class Record:
     """Whether the numbers follow the model's input (an activation), rather than weights and positions alone."""
     sources: Callable[[Atom], Sequence[int]] | None = None
     """For an atom of the result: which operands its slice is made of. None: all of them."""
+    carried: list[tuple[Dim, tuple[int, ...]]] = field(default_factory=list)
+    """For each dim of the result: which operands (by place in ``operands``) have it. An atom met twice in one tensor
+    (rows and columns of a product of a vector with itself) is zero in a slice only as far as the slice's own dim is."""
     exits: list[Exit] = field(default_factory=list)
     sizes: list[tuple[str, Dim | Dims]] = field(default_factory=list)
     """(argument, term): this argument is the size of the term (a list: one for each), to be re-derived."""
@@ -212,10 +217,24 @@ class Site:
 
         self.record.sources = sources
 
-    def contracts(self, dim: Dim, value: Transfer | None = None, what: str = "") -> None:
+    def contracts(
+        self, dim: Dim, value: Transfer | None = None, what: str = "", carriers: tuple[int, ...] | None = None
+    ) -> None:
         """State that ``dim`` is summed over: exact where what a zeroed index adds is zero."""
         reason = f"a zeroed index adds something other than zero to the sum in {what or self.node.target}"
-        self.record.exits.append(Exit(dim, "exact", value or multiply, reason))
+        self.record.exits.append(Exit(dim, "exact", value or multiply, reason, carriers=carriers))
+
+    def carried(self, dims: Dims, shapes: Sequence[Dims], places: Sequence[int] | None = None) -> None:
+        """State which operands have each dim of the result, as broadcasting does: aligned right, ones stretch.
+
+        Args:
+            dims: of the result, or of some of its axes.
+            shapes: of each operand, the axes that are aligned with these.
+            places: of these operands among ``Record.operands``; by default in order.
+        """
+        for i, dim in enumerate(reversed(dims), start=1):
+            having = [j for j, shape in enumerate(shapes) if len(shape) >= i and not is_one(shape[-i].size)]
+            self.record.carried.append((dim, tuple(places[j] if places else j for j in having)))
 
     def approximates(self, dim: Dim, reason: str) -> None:
         """State that the operator's other results depend on how many indices ``dim`` has."""
@@ -319,24 +338,33 @@ def parse(text: str) -> Pattern:
 def apply_pattern(site: Site, pattern: Pattern, nodes: Sequence[fx.Node | None]) -> Dims:
     """State what a pattern says of the given operands and return the dims of the result."""
     letters: dict[str, Dim] = {}
+    having: dict[str, list[int]] = {}
     ellipses: list[Dims] = []
+    stretched: list[int] = []
+    present = [node for node in nodes if node is not None]
+    place = -1
     for node, names in zip(nodes, pattern.inputs, strict=True):
         if node is None:
             continue
+        place += 1
         dims = site.dims(node)
         named = [n for n in names if n != "..."]
         if "..." in names:
             at = names.index("...")
             count = len(dims) - len(named)
             ellipses.append(dims[at : at + count])
+            stretched.append(place)
             dims = dims[:at] + dims[at + count :]
         for name, dim in zip(named[len(named) - len(dims) :], dims, strict=True):
+            if not is_one(dim.size):
+                having.setdefault(name, []).append(place)
             if name not in letters or is_one(letters[name].size):
                 letters[name] = dim
             elif not is_one(dim.size):
                 site.equate(letters[name], dim)
     shared = site.broadcast(ellipses)
-    present = [node for node in nodes if node is not None]
+    site.carried(shared, ellipses, stretched)
+    site.record.carried += [(letters[n], tuple(having.get(n, ()))) for n in pattern.output if n != "..."]
     additive = [a for a, node in zip(pattern.additive, nodes, strict=True) if node is not None]
     product = [i for i, a in enumerate(additive) if not a]
     added = [i for i, a in enumerate(additive) if a]
@@ -347,7 +375,7 @@ def apply_pattern(site: Site, pattern: Pattern, nodes: Sequence[fx.Node | None])
     site.operands(*present, transfer=lambda values: add([term(values), *(values[i] for i in added)]))
     contracted = [name for name in letters if name not in pattern.output]
     for name in contracted:
-        site.contracts(letters[name], term)
+        site.contracts(letters[name], term, carriers=tuple(having.get(name, ())))
         site.role("contracted", letters[name])
     factors = [(node, names) for node, names, added in zip(nodes, pattern.inputs, pattern.additive, strict=True) if not added]
     if len(factors) == 2 and all(node is not None for node, _ in factors):
