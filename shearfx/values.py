@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -73,17 +74,26 @@ _SAMPLES = {
 }
 
 
+_LARGEST = 1e6
+"""Numbers in a call up to this size are sampled around; beyond, they stand for infinity."""
+
 MAX_MEASURED = 4
 """Operators of more tensor operands than this are not measured: the grid of samples would be too large."""
 
 
-def samples(value: Value, dtype: torch.dtype) -> torch.Tensor:
-    """Sample numbers of a class, as a 1-D tensor of a dtype of the same kind (float64, int64 or bool)."""
+def samples(value: Value, dtype: torch.dtype, around: Iterable[float] = ()) -> torch.Tensor:
+    """Sample numbers of a class, as a 1-D tensor of a dtype of the same kind (float64, int64 or bool).
+
+    Args:
+        around: numbers next to which something may change (``x > 50``): those next to them that fit the class are added.
+    """
+    low = {Value.ZERO: math.inf, Value.POSITIVE: 0.0, Value.NONNEGATIVE: 0.0}.get(value, -math.inf)
+    chosen = _SAMPLES[value] + tuple(x for c in around for x in (c - 1, c, c + 1) if x > low)
     if dtype.is_complex:
-        return torch.tensor(_SAMPLES[value], dtype=torch.complex128)
+        return torch.tensor(chosen, dtype=torch.complex128)
     if dtype.is_floating_point:
-        return torch.tensor(_SAMPLES[value], dtype=torch.float64)
-    finite = _SAMPLES[min(value, Value.FINITE)]
+        return torch.tensor(chosen, dtype=torch.float64)
+    finite = [x for x in chosen if math.isfinite(x)]
     whole = torch.tensor(sorted({int(x) for x in finite if x == int(x)}), dtype=torch.int64)
     return whole.to(torch.bool).unique() if dtype is torch.bool else whole
 
@@ -108,14 +118,17 @@ def of_number(number: Any) -> Value:
     return Value.FINITE
 
 
-def measure(function: Callable[..., Any], operands: Sequence[tuple[Value, torch.dtype]]) -> Value:
+def measure(
+    function: Callable[..., Any], operands: Sequence[tuple[Value, torch.dtype]], around: Iterable[float] = ()
+) -> Value:
     """Run ``function`` on all combinations of samples of its tensor operands and classify the results.
 
     Args:
         function: takes as many tensors of equal shape as there are operands.
         operands: the class and dtype of each.
+        around: see :func:`samples`.
     """
-    axes = [samples(value, dtype) for value, dtype in operands]
+    axes = [samples(value, dtype, around) for value, dtype in operands]
     # meshgrid wants one dtype: grids of positions, then the samples at them
     grids = torch.meshgrid(*(torch.arange(len(axis)) for axis in axes), indexing="ij")
     try:
@@ -148,7 +161,16 @@ def measure_operator(
         kwargs = {k: next(remaining) if isinstance(v, Operand) else v for k, v in keywords}
         return operator(*args, **kwargs)
 
-    return measure(call, [(value, operand.dtype) for value, operand in zip(classes, operands, strict=True)])
+    # without them ``ids == 50256`` would look as if it were never true
+    around = [x for x in numbers((*template, *(v for _, v in keywords))) if abs(x) <= _LARGEST]
+    return measure(call, [(value, operand.dtype) for value, operand in zip(classes, operands, strict=True)], around)
+
+
+def numbers(arguments: object) -> list[float]:
+    """The numbers among arguments, nested ones included."""
+    if isinstance(arguments, (tuple, list)):
+        return [number for argument in arguments for number in numbers(argument)]
+    return [float(arguments)] if isinstance(arguments, (int, float)) and not isinstance(arguments, bool) else []
 
 
 class Operand:

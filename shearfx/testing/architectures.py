@@ -38,13 +38,18 @@ def architectures(max_blocks: int = 4) -> st.SearchStrategy[Architecture]:
     """
     return st.sampled_from(("tokens", "words", "flat", "image", "signal")).flatmap(
         lambda kind: st.builds(
-            Architecture, st.just(kind), SIZES, _body(kind, max_blocks), st.sampled_from(_heads(kind)), st.integers(0, 9)
+            Architecture,
+            st.just(kind),
+            SIZES,
+            _body(kind, max_blocks),
+            st.sampled_from(_heads(kind)),
+            st.integers(0, 9),
         )
     )
 
 
 def _heads(kind: str) -> tuple[str, ...]:
-    return ("linear", "linear", "tied", "none") if kind == "words" else ("linear", "linear", "none")
+    return ("linear", "tied", "sum", "mean", "none") if kind == "words" else ("linear", "linear", "sum", "mean", "none")
 
 
 def _body(kind: str, longest: int) -> st.SearchStrategy[tuple[Block, ...]]:
@@ -80,7 +85,7 @@ def blocks(kind: str, depth: int = 1) -> st.SearchStrategy[Block]:
         st.builds(Norm, st.sampled_from(NORMS[kind]), SMALL),
         st.builds(Gate, SIZES, st.sampled_from(GATES), acts),
         st.builds(Trap, st.sampled_from(sorted(LAST)), SIZES),
-        st.builds(Trap, st.sampled_from(sorted(LAST)), SIZES),
+        st.builds(Trap, st.sampled_from(sorted(LAST)), st.just(0)),
         st.builds(Matrix, SIZES, st.sampled_from(("matmul", "addmm", "einsum"))),
         st.builds(TiedPair, SIZES, acts),
         st.builds(Lora, SIZES, SMALL, st.booleans()),

@@ -24,7 +24,12 @@ class Conv(Block):
 
     def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         groups = self.groups if shape.width % self.groups == 0 else 1
-        names = {(1, False): nn.Conv1d, (1, True): nn.ConvTranspose1d, (2, False): nn.Conv2d, (2, True): nn.ConvTranspose2d}
+        names = {
+            (1, False): nn.Conv1d,
+            (1, True): nn.ConvTranspose1d,
+            (2, False): nn.Conv2d,
+            (2, True): nn.ConvTranspose2d,
+        }
         make: Any = names[shape.space, self.transposed]
         width = self.out * groups
         module = make(shape.width, width, self.kernel, padding=self.kernel // 2, groups=groups, bias=self.bias)

@@ -108,7 +108,8 @@ class Architecture:
     width: int
     blocks: tuple[Block, ...]
     head: str = "linear"
-    """``linear``, ``tied`` (to the embedding of ``words``) or ``none`` (features leave as they are)."""
+    """``linear``, ``tied`` (to the embedding of ``words``), ``sum`` or ``mean`` (over features, with no weights that a
+    mask could zero), ``none`` (features leave as they are)."""
     seed: int = 0
 
     def build(self) -> nn.Module:
@@ -139,6 +140,8 @@ class _Model(nn.Module):
         self.embedding = nn.Embedding(TOKENS, shape.width) if architecture.input == "words" else None
         self.body, after = chain(architecture.blocks, shape)
         self.head: nn.Module = nn.Identity()
+        if architecture.head in ("sum", "mean"):
+            self.head = Apply(lambda m, x: getattr(x, architecture.head)(after.axis))
         if architecture.head == "linear":
             self.head = mix(after, 3)
         if architecture.head == "tied" and self.embedding is not None and after.kind in ("tokens", "flat"):

@@ -22,6 +22,9 @@ LAST: dict[str, Function] = {
     "divide": lambda m, x: torch.tanh(x) / (x.abs() + 0.2),
     "divide_self": lambda m, x: x.sin() / x,
     "rsqrt": lambda m, x: x * torch.rsqrt(x * x),
+    "rare_mask": lambda m, x: x.cos() * (1000 * x.sum(-1, keepdim=True) > 50),
+    "rare_equal": lambda m, x: x.cos() * (torch.arange(x.shape[0]).view(-1, *(1,) * (x.dim() - 1)) + 49 == 50),
+    "threshold": lambda m, x: x.cos() * F.threshold(100 * x.sum(-1, keepdim=True), 40, 0),
     # statistics over features
     "softmax": lambda m, x: x.softmax(-1),
     "log_softmax": lambda m, x: x.log_softmax(-1),
@@ -98,7 +101,9 @@ LAST: dict[str, Function] = {
     "split_odd": lambda m, x: torch.cat([p * (i + 1) for i, p in enumerate(x.split(2, -1))], -1),
     "chunk_three": lambda m, x: torch.cat([p.sin() for p in x.chunk(3, -1)], -1),
     "tensor_split": lambda m, x: torch.cat([p.cos() for p in x.tensor_split(3, -1)], -1),
-    "halves_added": lambda m, x: x[..., : x.shape[-1] // 2 * 2].unflatten(-1, (2, -1)).sum(-2) if x.shape[-1] > 1 else x,
+    "halves_added": lambda m, x: (
+        x[..., : x.shape[-1] // 2 * 2].unflatten(-1, (2, -1)).sum(-2) if x.shape[-1] > 1 else x
+    ),
     "pairs_added": lambda m, x: x[..., : x.shape[-1] // 2 * 2].unflatten(-1, (-1, 2)).sum(-1) if x.shape[-1] > 1 else x,
     "set_slice": lambda m, x: _set_slice(x),
     "set_mul": lambda m, x: _set_mul(x),
@@ -112,14 +117,27 @@ LAST: dict[str, Function] = {
     "outer_mul": lambda m, x: torch.einsum("...i,...j->...ij", x, x.cos()).sum(-2),
     "einsum_free": lambda m, x: torch.einsum("...i,...j->...j", x.cos(), x),
     "einsum_free2": lambda m, x: torch.einsum("...i,...j,j->...i", x, x.cos(), m.table),
+    "square_sigmoid_skip": lambda m, x: x + x @ m.weight.sigmoid(),
+    "square_buffer_skip": lambda m, x: x + x @ m.square,
+    "square_standard_skip": lambda m, x: x + F.linear(x, m.weight - m.weight.mean(-1, keepdim=True)),
+    "square_norm_skip": lambda m, x: x + F.linear(x, F.normalize(m.weight, dim=-1)),
+    "square_twice": lambda m, x: x + (x @ m.weight).cos() @ m.weight,
+    "mixed_norm": lambda m, x: x + F.layer_norm(x[..., :, None] + m.weight, x.shape[-1:]).sum(-1),
+    "mixed_scan": lambda m, x: x + (x[..., None] * m.weight.exp()).sum(-2),
     "trace": lambda m, x: x * torch.einsum("ii->", m.weight),
     "diagonal": lambda m, x: x * m.weight.diagonal(),
     "symmetric": lambda m, x: x @ (m.weight + m.weight.T),
     "symmetric_bias": lambda m, x: (x[..., None] + m.weight).sum(-2),
     "power": lambda m, x: x @ m.weight @ m.weight,
-    "inverse": lambda m, x: torch.linalg.solve(m.weight @ m.weight.T + torch.eye(x.shape[-1], dtype=x.dtype), x[..., None])[..., 0],
+    "inverse": lambda m, x: torch.linalg.solve(
+        m.weight @ m.weight.T + torch.eye(x.shape[-1], dtype=x.dtype), x[..., None]
+    )[..., 0],
     "softmax_scores": lambda m, x: ((x[..., :, None] * x[..., None, :]).softmax(-1) @ x[..., None])[..., 0],
-    "channel_attention": lambda m, x: (x.transpose(-1, -2) @ x).softmax(-1).transpose(-1, -2).mul(0.3) @ x.transpose(-1, -2) @ x if x.dim() == 3 else x,
+    "channel_attention": lambda m, x: (
+        (x.transpose(-1, -2) @ x).softmax(-1).transpose(-1, -2).mul(0.3) @ x.transpose(-1, -2) @ x
+        if x.dim() == 3
+        else x
+    ),
     "distance": lambda m, x: torch.cdist(x[..., None], m.table[:, None].expand(*x.shape[:-1], -1, -1)).sum(-1),
     "maximum": lambda m, x: torch.maximum(x[..., :, None], x[..., None, :]).sum(-1),
     "where_index": lambda m, x: torch.where(torch.arange(x.shape[-1]) % 2 == 0, x, x.cos()),
@@ -164,32 +182,31 @@ def _state(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Trap(Block):
-    """A function from :data:`LAST`, applied to the features of a linear layer's output."""
+    """A function from :data:`LAST`, applied to the features of a linear layer's output, or of the input itself."""
 
     name: str
     out: int = 4
+    """Width of the linear layer; 0 for none."""
 
     def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
-        function, axis, width = LAST[self.name], shape.axis, self.out
+        function, axis, width = LAST[self.name], shape.axis, self.out or shape.width
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = m.up(x).movedim(axis, -1)
+            y: torch.Tensor = (m.up(x) if self.out else x).movedim(axis, -1)
             return function(m, y).movedim(-1, axis)
 
         order = torch.randperm(width, generator=torch.Generator().manual_seed(width))
-        parts: dict[str, Any] = {"up": mix(shape, width)}
+        parts: dict[str, Any] = {"up": mix(shape, width)} if self.out else {}
         parts |= _used(self.name, {
             "table": lambda: torch.linspace(0.3, 1.3, width, dtype=torch.float64), "order": lambda: order,
             "square": lambda: torch.linspace(0.1, 0.9, width * width, dtype=torch.float64).view(width, width),
             "weight": lambda: parameter(width, width), "cube": lambda: parameter(width, width, width),
             "decay": lambda: parameter(width, 2), "write": lambda: parameter(width, 2),
         })  # fmt: skip
-        module = Apply(forward, **parts)
-        example = torch.ones(2, 3, *(3,) * shape.space, width)[: 2 if axis == -1 else 3]
-        example = torch.full((2, 2, *(2,) * (shape.space if axis == 1 else 0), width), 0.5, dtype=torch.float64)
-        if shape.kind == "flat":
-            example = example[:, 0]
-        return module, shape.wide(int(function(module.double(), example).shape[-1]))
+        module = Apply(forward, **parts).double()
+        sides = {"flat": (2,), "tokens": (2, 2)}.get(shape.kind, (2, *(2,) * shape.space))
+        example = torch.full((*sides, width), 0.5, dtype=torch.float64)
+        return module, shape.wide(int(function(module, example).shape[-1]))
 
 
 def _used(name: str, parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
