@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from shearfx.dims import Atom, Dim
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, kept_mask, mentions, new_size
+from shearfx.passes.propagate import check_shapes
 from shearfx.pruning_plan import norm_sizes
 from shearfx.rules.registry import Record, parameters_of
 
@@ -66,6 +67,7 @@ class ConstructSubnetwork:
         new.lint()
         module = fx.GraphModule(root, new, class_name="Subnetwork")
         module.eval()
+        check_shapes(module, graph, copies, rewriter.sizes)
         return module
 
 

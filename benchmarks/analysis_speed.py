@@ -1,0 +1,134 @@
+"""Analysis against tracing, depth against depth, construction against copying.
+
+    python -m benchmarks.analysis_speed [--layers 32 80] [--quick]
+
+Everything after the export is compared with a static ``torch.export`` of the same model in the same process, each
+in a process of its own for the peak of memory. Ratios are of one run; medians of several repetitions of the passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import record
+
+SHAPES = {
+    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8},
+}
+COLUMNS = ("shape", "layers", "static export s", "trace s", "passes s", "passes / static export", "peak GB", "groups")
+
+
+def main() -> None:
+    """Run all parts and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if options.part:
+        name, layers = options.part.split(":")
+        part = construction(int(layers)) if name == "construct" else analysis(name, int(layers), options.repeats)
+        print(json.dumps(part))
+        return
+    rows = [_process(part) for part in ("8B:32", "8B:80", "70B:80")]
+    built = _process("construct:16")
+    depth = rows[1]["passes s"] / rows[0]["passes s"]
+    text = record.table(rows, COLUMNS)
+    text += f"\n\n80 layers cost {depth:.2f} times 32 layers (8B shapes).\n\n"
+    text += record.table([built], tuple(built))
+    print(text)
+    record.keep("analysis_speed", "Speed of analysis and construction", text, {"analysis": rows, "construction": built})
+
+
+def _process(part: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.analysis_speed", "--part", part],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _llama(shape: str, layers: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**SHAPES[shape], num_hidden_layers=layers, vocab_size=128256 if shape != "1B" else 32000)
+    with torch.device("meta"):
+        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def analysis(shape: str, layers: int, repeats: int) -> dict[str, Any]:
+    """A Llama on meta: static export, then trace, then the passes again for their median."""
+    import torch
+
+    import shearfx
+    from shearfx.graph import Graph
+    from shearfx.passes import ANALYSIS
+    from shearfx.passes import run as run_passes
+
+    model = _llama(shape, layers)
+    tokens = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    start = time.perf_counter()
+    with torch.no_grad():
+        torch.export.export(model, (), {"input_ids": tokens, "use_cache": False}, strict=False)
+    static = time.perf_counter() - start
+    start = time.perf_counter()
+    graph = shearfx.trace(model, input_ids=tokens)
+    traced = time.perf_counter() - start
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run_passes(Graph(graph.traced), ANALYSIS)
+        times.append(time.perf_counter() - start)
+    passes = statistics.median(times)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "shape": shape, "layers": layers, "static export s": static, "trace s": traced, "passes s": passes,
+        "passes / static export": passes / static, "peak GB": peak, "groups": len(graph.groups),
+    }  # fmt: skip
+
+
+def construction(layers: int) -> dict[str, Any]:
+    """A whole 1B-class Llama in bf16, cut by 20%, against copying it."""
+    import copy
+
+    import torch
+
+    import shearfx
+
+    meta = _llama("1B", layers)
+    model = meta.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(0.01)
+    graph = shearfx.trace(model, input_ids=torch.zeros(2, 8, dtype=torch.long))
+    plan = shearfx.plan(graph, ratio=0.2, saliency="random", model=model)
+    copies, cuts = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        copied = copy.deepcopy(model)
+        copies.append(time.perf_counter() - start)
+        del copied
+        start = time.perf_counter()
+        small = shearfx.construct(model, plan)
+        cuts.append(time.perf_counter() - start)
+        del small
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    copy_time, cut_time = statistics.median(copies), statistics.median(cuts)
+    return {
+        "bytes": size, "copy s": copy_time, "construct s": cut_time, "speed against plain copy": copy_time / cut_time,
+        "achieved": plan.achieved,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
