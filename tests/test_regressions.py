@@ -16,6 +16,7 @@ CASES = {
     "a mask that is rarely true": (Architecture("tokens", 3, (Linear(4), Trap("rare_mask", 0)), "sum"), False),
     "an index compared with 50": (Architecture("tokens", 3, (Linear(4), Trap("rare_equal", 0)), "sum"), False),
     "a threshold of 40": (Architecture("tokens", 3, (Linear(4), Trap("threshold", 0)), "sum"), False),
+    "tile by fewer numbers than dims": (Architecture("flat", 3, (Linear(2), Trap("tile", 0), Linear(2))), True),
 }
 
 

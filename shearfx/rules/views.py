@@ -175,7 +175,8 @@ def repeat(site: Site) -> Dims:
     argument = "repeats" if site.node.target is aten.repeat.default else "dims"
     repeats = site.arg(argument)
     dims = (ONE,) * (len(repeats) - len(dims)) + dims
-    repeats = [1] * (len(dims) - len(repeats)) + list(repeats)
+    given = len(repeats)  # tile may name fewer than there are dims
+    repeats = [1] * (len(dims) - given) + list(repeats)
     counts: list[Dim] = []
     for dim, count, size in zip(dims, repeats, site.shape(), strict=True):
         times = count if isinstance(count, int) else quotient(size, dim.size)
@@ -184,7 +185,7 @@ def repeat(site: Site) -> Dims:
             return site.fresh_like_output()
         counts.append(site.fresh(times))
         site.role("repeated", counts[-1])
-    site.sizes(argument, tuple(counts))
+    site.sizes(argument, tuple(counts[len(counts) - given :]))
     return tuple(prod((count, dim)) for count, dim in zip(counts, dims, strict=True))
 
 
