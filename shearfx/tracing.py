@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import itertools
 import logging
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from shearfx.cleaning import clean, inline, mutates
 from shearfx.errors import TraceError, message
 from shearfx.rules.registry import shape_of
-
-_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,17 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     Raises:
         TraceError: the model does not export; the message shows the line where it stopped.
     """
-    import time
-
     kwargs = by_name(model, args, kwargs)
     start = time.perf_counter()
     with evaluation(model), _quiet(), torch.no_grad():
         program, names = _export(model, kwargs)
         graph_module = program.graph_module
-        if any(_mutates(node) for node in _all_nodes(graph_module)):
+        if mutates(graph_module):
             program = program.run_decompositions({})
             graph_module = program.graph_module
-    _inline(graph_module)
+    inline(graph_module)
     traced = _describe(model, program, names)
-    _clean(traced.graph, keep=set(traced.tensors))
+    clean(traced.graph)
     traced.seconds = time.perf_counter() - start
     return traced
 
@@ -231,62 +229,6 @@ def _where(error: BaseException) -> str:
         return ""
     frame = outside[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
-
-
-# -- cleaning the graph --------------------------------------------------------------------------------
-
-
-def _all_nodes(graph_module: fx.GraphModule) -> Iterator[fx.Node]:
-    for module in graph_module.modules():
-        if isinstance(module, fx.GraphModule):
-            yield from module.graph.nodes
-
-
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
-
-
-def _inline(graph_module: fx.GraphModule) -> None:
-    """Replace gradient switches and disabled autocast regions by their bodies."""
-    for node in list(graph_module.graph.nodes):
-        name = getattr(node.target, "__name__", "") or getattr(node.target, "_name", "")
-        if node.op != "call_function" or name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
-            continue
-        at = 1 if name == "wrap_with_set_grad_enabled" else 4
-        if name == "wrap_with_autocast" and node.args[2]:
-            continue  # an active autocast changes dtypes: an unknown operator, so pinned
-        body = getattr(graph_module, str(node.args[at].target))
-        _inline(body)
-        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
-        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[at + 1 :], strict=True))
-        with graph_module.graph.inserting_before(node):
-            for inner in body.graph.nodes:
-                if inner.op == "output":
-                    results = fx.node.map_arg(inner.args[0], lambda n: mapping[n])
-                elif inner.op != "placeholder":
-                    mapping[inner] = graph_module.graph.node_copy(inner, lambda n: mapping[n])
-                    if inner.op == "get_attr":
-                        setattr(graph_module, str(inner.target), getattr(body, str(inner.target)))
-        if isinstance(results, (tuple, list)):
-            for user in list(node.users):
-                user.replace_all_uses_with(results[user.args[1]])
-                graph_module.graph.erase_node(user)
-        else:
-            node.replace_all_uses_with(results)
-        graph_module.graph.erase_node(node)
-
-
-def _clean(graph: fx.Graph, keep: set[fx.Node]) -> None:
-    """Remove assertions and whatever only they used."""
-    for node in reversed(list(graph.nodes)):
-        name = str(node.target)
-        if node.op == "call_function" and (any(a in name for a in _ASSERTIONS)):
-            graph.erase_node(node)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    for node in graph.nodes:
-        if node.op == "placeholder" and not node.users and node not in keep:
-            pass  # an argument that the model ignores stays an argument
 
 
 # -- reading the export --------------------------------------------------------------------------------
