@@ -53,7 +53,7 @@ def plan(
 
     The achieved ratio is as close to the asked one as the cheapest structure still to be had allows. Scores in units
     of loss are ranked across all layers and kinds, per unit of cost; relative ones rank the structures of a group, and
-    every group gives up an equal share of its own tensors.
+    all groups give up equal shares (less where several cut the same tensors, so that tensors shrink alike).
 
     Args:
         graph: what :func:`shearfx.trace` returned for the model.

@@ -18,6 +18,7 @@ import torch
 from shearfx.budget import Budget, degree
 from shearfx.dims import Atom, Dim, leaves
 from shearfx.graph import Group, new_size
+from shearfx.leaping import leap
 
 Ranking = Literal["loss", "relative"]
 
@@ -43,10 +44,14 @@ class Unit:
     gone: int = 0
     products: list[int] = field(default_factory=list)
     neighbours: list[int] = field(default_factory=list)
+    axes: float = 1.0
+    """How many units, on average over the cost of its products, cut the same tensors."""
     fresh: bool = False
     """Whether what follows is up to date."""
     now: int = 0
     """Cost of its products at the moment."""
+    proportional: bool = False
+    """Whether all steps save the same while nothing else changes."""
     whole: int = 0
     """Cost of its products before anything was cut."""
     rate: int | None = None
@@ -110,12 +115,23 @@ class Spender:
             unit.products = budget.touched(atoms)
             unit.whole = budget.cost(unit.products)
             unit.now = unit.whole
+            unit.proportional = budget.degree(unit.products, set(atoms)) <= 1
             related = {a for p in unit.products for d in budget.products[p].dims for a in leaves(d)}
             for atom in related.union(*(set(leaves(t)) for t in unit.terms), atoms):
                 of.setdefault(atom, []).append(i)
         for i, unit in enumerate(units):
             near = {j for g in unit.groups for j in of[g.atom]}
             unit.neighbours = sorted(near - {i})
+        self._count_axes()
+
+    def _count_axes(self) -> None:
+        counts: dict[int, int] = {}
+        for unit in self.units:
+            for i in unit.products:
+                counts[i] = counts.get(i, 0) + 1
+        for unit in self.units:
+            weighted = sum(counts[i] * self.budget.cost((i,)) for i in unit.products)
+            unit.axes = weighted / max(unit.whole, 1)
 
     # -- one step --------------------------------------------------------------------------------------
 
@@ -125,10 +141,13 @@ class Spender:
             return
         atoms = {g.atom for g in unit.groups}
         budget = self.budget
-        unit.now = budget.cost(unit.products)
         unit.rate = None
-        if unit.limit > 0 and budget.degree(unit.products, atoms) <= 1:
-            unit.rate = budget.cost(unit.products, unit.sizes(0)) - budget.cost(unit.products, unit.sizes(1))
+        if unit.proportional:
+            none = budget.cost(unit.products, unit.sizes(0))
+            unit.rate = none - budget.cost(unit.products, unit.sizes(1))
+            unit.now = none - unit.rate * unit.gone
+        else:
+            unit.now = budget.cost(unit.products)
         unit.lines = []
         if self.round_to > 1:
             unit.lines = list(dict.fromkeys(self._line(unit, t) for t in unit.terms if degree(t, atoms) <= 1))
@@ -155,6 +174,8 @@ class Spender:
 
     def next(self, unit: Unit) -> int | None:
         """How many steps are gone after the next legal step, None where there is none."""
+        if self.round_to == 1:
+            return unit.gone + 1 if unit.gone < unit.limit else None
         self.refresh(unit)
         return next((n for n in range(unit.gone + 1, unit.limit + 1) if self.fits(unit, n)), None)
 
@@ -181,19 +202,21 @@ class Spender:
             self.units[i].fresh = False
 
     def key(self, unit: Unit, gone: int) -> float:
-        """What is taken first: the least loss per cost saved; or whose tensors have given the smallest share so far.
+        """What is taken first: the least loss per cost saved; or, of relative scores, the lowest rank.
 
-        Relative scores say nothing across groups, so every unit gives up an equal share of its own tensors.
+        Relative scores say nothing across groups, so all groups give up an equal share of their structures; where
+        several cut the same tensors (heads and query groups), they share it, so that all tensors shrink alike.
         """
-        saving = self.saving(unit, gone)
         if self.ranking == "loss":
-            return (unit.scores[gone] - unit.scores[unit.gone]) / max(saving, 1)
-        return 1 - (unit.now - saving / 2) / max(unit.whole, 1)
+            return (unit.scores[gone] - unit.scores[unit.gone]) / max(self.saving(unit, gone), 1)
+        return unit.axes * (unit.gone + gone) / 2 / (len(unit.scores) - 1)
 
     # -- all steps -------------------------------------------------------------------------------------
 
     def spend(self, asked: float) -> None:
         """Save as much as is asked for, to within half of the cheapest step that is left; or all there is."""
+        if self.round_to == 1:
+            leap(self, asked)
         while self._fill(asked + 1e-9 * self.budget.total):
             pass  # cuts make the steps of neighbours cheaper, so that some that were too dear may fit now
         self._round(asked)
@@ -206,6 +229,7 @@ class Spender:
 
         def push(i: int) -> None:
             unit = self.units[i]
+            self.refresh(unit)
             gone = self.next(unit)
             if gone is not None:
                 heapq.heappush(heap, (self.key(unit, gone), i, gone))
