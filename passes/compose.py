@@ -33,6 +33,7 @@ class ComposeOperators(Pass):
     name: ClassVar[str] = "compose"
 
     def apply(self, graph: Graph) -> None:
+        """Fill ``graph.composed``."""
         graph.composed = [*_adapters(graph), *_norms(graph)]
 
 

@@ -27,6 +27,7 @@ class InferDims(Pass):
     ensures: ClassVar[tuple[str, ...]] = ("sizes match",)
 
     def apply(self, graph: Graph) -> None:
+        """Fill ``graph.records`` and ``graph.tensor_dims``."""
         by_name: dict[str, Dims] = {}
         for node in graph.traced.graph.nodes:
             graph.records[node] = _record(graph, node, by_name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from shearfx.dims import Dim, same_size
 from shearfx.errors import SoundnessError, message
@@ -75,7 +75,7 @@ def _lints(graph: Graph) -> str | None:
 
 def _sizes_match(graph: Graph) -> str | None:
     for node, record in graph.records.items():
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         if isinstance(record.dims, tuple):
             shapes = [(record.dims, shape_of(value))]
         elif isinstance(record.dims, list):
@@ -94,7 +94,8 @@ def _grouped_or_pinned(graph: Graph) -> str | None:
         for axis, dim in enumerate(dims):
             for atom in mentions((dim,)):
                 if (atom in grouped) == (atom.pin is not None):
-                    return f"dim {axis} of {name}: {show(atom)} is {'both' if atom.pin else 'neither'} grouped and pinned"
+                    how = "both" if atom.pin else "neither"
+                    return f"dim {axis} of {name}: {show(atom)} is {how} grouped and pinned"
     return None
 
 

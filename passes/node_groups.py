@@ -24,6 +24,7 @@ class DetectNodeGroups(Pass):
     requires: ClassVar[tuple[str, ...]] = ("infer",)
 
     def apply(self, graph: Graph) -> None:
+        """Fill ``graph.node_groups``."""
         nodes: dict[Atom, dict[fx.Node, None]] = {}
         composed = {node: c.nodes for c in graph.composed if c.kind == "lora" for node in c.nodes}
         for node, record in graph.records.items():

@@ -31,6 +31,7 @@ class PartitionGroups(Pass):
     ensures: ClassVar[tuple[str, ...]] = ("grouped or pinned", "members partition")
 
     def apply(self, graph: Graph) -> None:
+        """Fill ``graph.groups`` and ``graph.pins``."""
         members = _members(graph)
         for atom in [a for a, found in members.items() if not any(_is_parameter(graph, m) for m in found)]:
             graph.solver.pin(atom, "no parameter mentions it, only buffers", members.pop(atom)[0].name)
@@ -133,7 +134,8 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             atom: Atom, having: tuple[int, ...] | None = None, sources: tuple[fx.Node, ...] = sources
         ) -> list[Value]:
             return [
-                zeroed[s].get(atom, base[s]) if having is None or i in having else base[s] for i, s in enumerate(sources)
+                zeroed[s].get(atom, base[s]) if having is None or i in having else base[s]
+                for i, s in enumerate(sources)
             ]
 
         if record.transfer is not None:
@@ -175,7 +177,8 @@ def _assumed(record: Record, operands: list[Value], value: Value) -> Value:
     numbers that are not finite, which verification refuses. Infinities that the code writes down (masks) stay until
     something sums over them.
     """
-    written = _infinite((*record.node.args, *record.node.kwargs.values())) or max(operands, default=value) > Value.FINITE
+    masked = max(operands, default=value) > Value.FINITE
+    written = masked or _infinite((*record.node.args, *record.node.kwargs.values()))
     return value if value <= Value.FINITE or (written and not record.exits) else Value.FINITE
 
 

@@ -15,7 +15,9 @@ from shearfx.errors import SoundnessError, message
 from shearfx.graph import Graph, new_size, source_of
 
 
-def check_shapes(module: fx.GraphModule, graph: Graph, copies: Mapping[fx.Node, Any], sizes: Mapping[Atom, int]) -> None:
+def check_shapes(
+    module: fx.GraphModule, graph: Graph, copies: Mapping[fx.Node, Any], sizes: Mapping[Atom, int]
+) -> None:
     """Run the smaller graph on the meta device and compare shapes node by node.
 
     Args:
@@ -79,7 +81,7 @@ class _Propagation(fx.Interpreter):
         args = pytree.tree_map(lambda a: torch.device("meta") if isinstance(a, torch.device) else a, args)
         return super().call_function(target, args, kwargs)
 
-    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
         assert isinstance(module, nn.Module)
         return module(*args, **kwargs)

@@ -177,7 +177,7 @@ class _Rewriter:
         assert record.replace is not None
         arguments = record.replace.arguments
         dims = [d for a in arguments for d in (a if isinstance(a, tuple) else (a,)) if isinstance(d, Dim)]
-        if any(self.touched(dim) for dim in dims):
+        if not dims or any(self.touched(dim) for dim in dims):
             sized = tuple(self._sized(argument) for argument in arguments)
             copied.target, copied.args, copied.kwargs = record.replace.target, (copied.args[0], *sized), {}
 
@@ -246,7 +246,7 @@ class _Rewriter:
         epsilon = get_argument(copied, "eps")
         value = epsilon if isinstance(epsilon, float) else torch.finfo(node.meta["val"].dtype).eps
         set_argument(copied, "eps", value * before / after)
-        return self.new.call_function(aten.mul.Tensor, (copied, math.sqrt(after / before)))
+        return self.new.call_function(aten.mul.Tensor, (copied, math.sqrt(before / after)))
 
     def _epsilon(self, copied: fx.Node, value: float) -> None:
         set_argument(copied, "eps" if copied.target is aten.rms_norm.default else "other", value)

@@ -149,7 +149,7 @@ def same_size(a: Size, b: Size) -> bool:
     return bool(a == b) or sympy.expand(sympy.sympify(a) - sympy.sympify(b)) == 0
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """Two terms that no product or concatenation reconciles."""
 
     def __init__(self, left: Dim, right: Dim) -> None:
@@ -216,7 +216,7 @@ class Solver:
         """Make the two terms equal; where they cannot be, pin what disagrees."""
         try:
             self.unify(left, right)
-        except Mismatch as mismatch:
+        except MismatchError as mismatch:
             reason = f"{why or 'the two sides of an operator'} factor differently: {mismatch}"
             self.pin(mismatch.left, reason, node)
             self.pin(mismatch.right, reason, node)
@@ -225,13 +225,13 @@ class Solver:
         """Make the two terms equal.
 
         Raises:
-            Mismatch: the terms cannot be made equal. What was bound before stands; it follows from the equation.
+            MismatchError: the terms cannot be made equal. What was bound before stands; it follows from the equation.
         """
         left, right = self.resolve(left), self.resolve(right)
         if left is right:
             return
         if not same_size(left.size, right.size):
-            raise Mismatch(left, right)
+            raise MismatchError(left, right)
         if isinstance(left, Atom):
             self._bind(left, right)
         elif isinstance(right, Atom):
@@ -246,7 +246,7 @@ class Solver:
 
     def _bind(self, atom: Atom, term: Dim) -> None:
         if any(leaf is atom for leaf in leaves(term)):
-            raise Mismatch(atom, term)
+            raise MismatchError(atom, term)
         atom.bound = term
         if atom.pin is not None and atom.pin is not OPEN:
             _spread(term, atom.pin)
@@ -275,9 +275,9 @@ class Solver:
                 self.unify(outer, b)
                 lefts.insert(0, rest_a)
             else:
-                raise Mismatch(prod((a, *lefts)), prod((b, *rights)))
+                raise MismatchError(prod((a, *lefts)), prod((b, *rights)))
         if lefts or rights:
-            raise Mismatch(prod(lefts), prod(rights))
+            raise MismatchError(prod(lefts), prod(rights))
 
     def _unify_sum(self, left: Dim, right: Dim) -> None:
         while True:
@@ -304,7 +304,7 @@ class Solver:
             self._bind(dim, concat((left, right)))
             return left, right
         if not isinstance(at, int) or not isinstance(dim.size, int):
-            raise Mismatch(dim, against or dim)
+            raise MismatchError(dim, against or dim)
         if isinstance(dim, Sum):
             return self._cut_sum(dim, at)
         assert isinstance(dim, Prod)
@@ -362,7 +362,7 @@ class Solver:
                 row, rest = self.cut(self.resolve(rest), inner)
                 pieces.append((ONE, row))
         else:
-            raise Mismatch(dim, against or dim)
+            raise MismatchError(dim, against or dim)
         for _, row in pieces[1:]:
             self.unify(pieces[0][1], row)
         return self.resolve(concat(rows for rows, _ in pieces)), self.resolve(pieces[0][1])

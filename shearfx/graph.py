@@ -164,7 +164,9 @@ class Graph:
         for node, record in self.records.items():
             dims = record.dims if isinstance(record.dims, list) else [record.dims]
             shown = ", ".join(
-                "(" + ", ".join(show(self.solver.resolve(d), names) for d in one) + ")" for one in dims if one is not None
+                "(" + ", ".join(show(self.solver.resolve(d), names) for d in one) + ")"
+                for one in dims
+                if one is not None
             )
             lines.append(f"{node.name} = {getattr(node.target, '__name__', node.target)}{node.args} : {shown}")
         lines += [f"group {g.name} kind={g.kind} size={g.size} {g.certificate}" for g in self.groups]

@@ -13,7 +13,8 @@ from shearfx.rules import (
     segments,
     views,
 )
-from shearfx.rules.registry import RULES, Site, pattern, rule
+from shearfx.rules.notation import pattern
+from shearfx.rules.registry import RULES, Site, rule
 
 __all__ = [
     "RULES",

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from shearfx.dims import ONE, Dim, prod
-from shearfx.rules.registry import Dims, Pattern, Site, apply_pattern, pattern, rule
+from shearfx.rules.notation import Pattern, apply_pattern, pattern
+from shearfx.rules.registry import Dims, Site, rule
 from shearfx.values import Value, add, multiply
 
 aten = torch.ops.aten

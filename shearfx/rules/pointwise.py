@@ -15,9 +15,10 @@ aten = torch.ops.aten
 
 
 _UNTAGGED = (
-    "absolute arcsinh arctan arctan2 complex conj divide fix floor_divide greater greater_equal hardswish less less_equal "
-    "multiply negative not_equal polar real imag rsub special_ndtr subtract relu6 where"
-).split()
+    "absolute", "arcsinh", "arctan", "arctan2", "complex", "conj", "divide", "fix", "floor_divide", "greater",
+    "greater_equal", "hardswish", "less", "less_equal", "multiply", "negative", "not_equal", "polar", "real", "imag",
+    "rsub", "special_ndtr", "subtract", "relu6", "where",
+)  # fmt: skip
 """Point-wise operators that torch 2.13 forgets to tag, most of them second names of tagged ones."""
 
 
@@ -26,7 +27,7 @@ def is_pointwise(target: Any) -> bool:
     return torch.Tag.pointwise in getattr(target, "tags", ()) or getattr(target, "overloadpacket", None) in _PACKETS
 
 
-_PACKETS = {getattr(aten, name) for name in _UNTAGGED if "." not in name and hasattr(aten, name)}
+_PACKETS = {getattr(aten, name) for name in _UNTAGGED if hasattr(aten, name)}
 
 
 def pointwise(site: Site) -> Dims:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from shearfx.dims import ONE, Dim, prod
-from shearfx.rules.registry import Dims, Exit, Site, rule, size_of
+from shearfx.dims import ONE, prod
+from shearfx.rules.registry import Dims, Exit, Site, rule
 from shearfx.values import Value, join
 
 aten = torch.ops.aten
@@ -32,6 +32,11 @@ def _sum_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.sum.default, (_t(2, 3),), {}
     yield aten.linalg_vector_norm.default, (_t(2, 3, 4), 2, [-1], True), {}
     yield aten.norm.ScalarOpt_dim, (_t(2, 3, 4), 2, [1]), {}
+    yield aten.norm.Scalar, (_t(2, 3), 2), {}
+    yield aten.linalg_vector_norm.default, (_t(2, 3, 4), 0, [1]), {}
+    yield aten.linalg_vector_norm.default, (_t(2, 3, 4), float("inf"), [1]), {}
+    yield aten.linalg_vector_norm.default, (_t(2, 3, 4), -1, [1]), {}
+    yield aten.count_nonzero.dim_IntList, (_t(2, 3, 4), [1]), {}
 
 
 def _reduced_axes(site: Site, rank: int) -> list[int]:
@@ -94,14 +99,30 @@ def _statistic_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.max.dim, (_t(2, 3, 4), 1), {}
     yield aten.min.dim, (_t(2, 3, 4), 1, True), {}
     yield aten.var_mean.correction, (_t(2, 3, 4), [1]), {}
+    yield aten.var_mean.dim, (_t(2, 3, 4), [-1]), {}
+    yield aten.std_mean.correction, (_t(2, 3, 4), [1]), {}
+    yield aten.std_mean.dim, (_t(2, 3, 4), [-1], True, True), {}
+    yield aten.median.dim, (_t(2, 3, 4), 1), {}
+    yield aten.mode.default, (_t(2, 3, 4), 1), {}
+    yield aten.kthvalue.default, (_t(2, 3, 4), 2, 1), {}
+    yield aten.cummax.default, (_t(2, 3, 4), 1), {}
+
+
+def _more_statistics() -> Iterable[tuple[Any, ...]]:
+    yield aten.argmin.default, (_t(2, 3, 4), 1), {}
+    yield aten.argmax.default, (_t(2, 3, 4),), {}
+    for target in (aten.any.default, aten.all.default, aten.min.default, aten.median.default, aten.var.default,
+                   aten.std.default, aten.prod.default):  # fmt: skip
+        yield target, (_t(2, 3),), {}
+    yield aten.var.dim, (_t(2, 3, 4), [1]), {}
+    yield aten.std.dim, (_t(2, 3, 4), [1]), {}
 
 
 @rule(
     aten.amax.default, aten.amin.default, aten.logsumexp.default, aten.var.correction, aten.var.dim, aten.std.dim,
     aten.std.correction, aten.prod.dim_int, aten.argmax.default, aten.argmin.default, aten.any.dim, aten.all.dim,
     aten.any.default, aten.all.default, aten.max.default, aten.min.default, aten.median.default, aten.var.default,
-    aten.std.default, aten.prod.default, samples=lambda: [s for s in _statistic_samples() if "max.dim" not in str(s[0])
-    and "min.dim" not in str(s[0]) and "mean" not in str(s[0])],
+    aten.std.default, aten.prod.default, samples=lambda: [*list(_statistic_samples())[:10], *_more_statistics()],
 )  # fmt: skip
 def statistic(site: Site) -> Dims:
     """Any other statistic: it depends on how many numbers there are, or on a zero among them."""
@@ -122,7 +143,7 @@ def _statistic(values: list[Value]) -> Value:
 
 @rule(
     aten.max.dim, aten.min.dim, aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.var_mean.correction,
-    samples=lambda: list(_statistic_samples())[-3:],
+    aten.var_mean.dim, aten.std_mean.correction, aten.std_mean.dim, samples=lambda: list(_statistic_samples())[10:-1],
 )  # fmt: skip
 def statistic_pair(site: Site) -> list[Dims | None]:
     """A statistic that returns two tensors of one shape."""
@@ -131,7 +152,7 @@ def statistic_pair(site: Site) -> list[Dims | None]:
     site.operands(site.arg("self"), transfer=_statistic)
     for axis in axes:
         site.approximates(dims[axis], f"{site.node.target} depends on every index it reduces")
-        if site.node.target is not aten.var_mean.correction:
+        if "_mean" not in str(site.node.target):
             site.pin(dims[axis], "positions in it are looked up")
     rank = site.node.meta["val"][0].dim()
     kept = tuple(ONE if i in axes else d for i, d in enumerate(dims)) if rank == len(dims) else tuple(
@@ -143,7 +164,9 @@ def statistic_pair(site: Site) -> list[Dims | None]:
 def _softmax_samples() -> Iterable[tuple[Any, ...]]:
     for target in (aten.softmax.int, aten.log_softmax.int):
         yield target, (_t(2, 3, 4), -1), {}
-    yield aten._softmax.default, (_t(2, 3, 4), 1, False), {}
+    for target in (aten._softmax.default, aten._log_softmax.default):
+        yield target, (_t(2, 3, 4), 1, False), {}
+    yield aten._safe_softmax.default, (_t(2, 3, 4), 1), {}
 
 
 @rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default,
@@ -170,22 +193,29 @@ def _log_softmax(values: list[Value]) -> Value:
     return values[0] if values[0] > Value.FINITE else Value.FINITE
 
 
+def _logarithm(values: list[Value]) -> Value:
+    return Value.UNKNOWN if values[0] > Value.FINITE else Value.FINITE
+
+
 def _scan_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.cumsum.default, (_t(2, 3, 4), 1), {}
+    yield aten.cumprod.default, (_t(2, 3, 4), 1), {}
+    yield aten.logcumsumexp.default, (_t(2, 3, 4), 1), {}
     yield aten.diff.default, (_t(2, 5), 1, 1), {}
     yield aten.tril.default, (_t(2, 5, 5),), {}
+    yield aten.triu.default, (_t(2, 5, 5), 1), {}
 
 
-@rule(aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default, samples=lambda: list(_scan_samples())[:1])
+@rule(aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default, samples=lambda: list(_scan_samples())[:3])
 def scan(site: Site) -> Dims:
     """Running totals: order matters along the axis, which is pinned."""
     dims = site.dims("self")
-    site.operands(site.arg("self"), transfer=join)
+    site.operands(site.arg("self"), transfer=_logarithm if "log" in str(site.node.target) else join)
     site.pin(dims[site.axis("dim", len(dims))], "a running total goes along it")
     return dims
 
 
-@rule(aten.diff.default, samples=lambda: list(_scan_samples())[1:2])
+@rule(aten.diff.default, samples=lambda: list(_scan_samples())[3:4])
 def diff(site: Site) -> Dims:
     """Differences of neighbours: the axis is pinned."""
     dims = site.dims("self")
@@ -199,59 +229,10 @@ def diff(site: Site) -> Dims:
     return (*dims[:axis], out, *dims[axis + 1 :])
 
 
-@rule(aten.tril.default, aten.triu.default, samples=lambda: list(_scan_samples())[2:])
+@rule(aten.tril.default, aten.triu.default, samples=lambda: list(_scan_samples())[4:])
 def triangle(site: Site) -> Dims:
     """Half of a matrix: positions count, so rows and columns are pinned."""
     dims = site.dims("self")
     site.operands(site.arg("self"), transfer=lambda v: join([*v, Value.ZERO]))
     site.pin(dims[-2:], "a triangle of the matrix is taken by position")
     return dims
-
-
-# -- space -------------------------------------------------------------------------------------------
-
-
-def _pool_samples() -> Iterable[tuple[Any, ...]]:
-    x = _t(2, 3, 8, 8)
-    yield aten.max_pool2d.default, (x, [2, 2]), {}
-    yield aten.avg_pool2d.default, (x, [2, 2]), {}
-    yield aten.adaptive_avg_pool2d.default, (x, [1, 1]), {}
-    yield aten.adaptive_avg_pool1d.default, (_t(2, 3, 8), [2]), {}
-    yield aten.upsample_nearest2d.vec, (x, None, [2.0, 2.0]), {}
-
-
-@rule(
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.avg_pool1d.default,
-    aten.avg_pool2d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool2d.default,
-    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
-    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default,
-    aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec, aten.im2col.default,
-    aten._adaptive_avg_pool2d.default, aten.upsample_nearest3d.vec, aten._upsample_bicubic2d_aa.default,
-    aten._upsample_bilinear2d_aa.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
-    aten.replication_pad1d.default, aten.replication_pad2d.default,
-    samples=_pool_samples,
-)  # fmt: skip
-def pool(site: Site) -> Any:
-    """Pooling and resampling: every channel by itself, space is pinned."""
-    first = next(n for n in site.tensors() if n is not None)
-    dims = site.dims(first)
-    values = site.node.meta["val"]
-    single = isinstance(values, torch.Tensor)
-    shape = [size_of(s) for s in (values if single else values[0]).shape]
-    keep = 0
-    name = str(site.node.target)
-    space = next((int(d) for d in "123" if f"{d}d" in name), 2)
-    site.operands(first, transfer=_pooled)
-    if name.startswith("aten.im2col"):
-        site.pin(dims[1:], "windows are laid out in its place")
-        return (dims[0], *(site.fresh(s) for s in shape[1:]))
-    keep = len(dims) - space
-    out: list[Dim] = [site.fresh(s) for s in shape[keep:]]
-    site.pin((*dims[keep:], *out), "pooling or resampling slides over it")
-    result = (*dims[:keep], *out)
-    return result if single else [result] * len(values)
-
-
-def _pooled(values: list[Value]) -> Value:
-    return values[0] if values[0] in (Value.ZERO, Value.NONNEGATIVE) or values[0] > Value.FINITE else Value.FINITE

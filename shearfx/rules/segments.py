@@ -91,6 +91,7 @@ def slice_(site: Site) -> Dims:
         return _with(dims, axis, _strided(site, dim, start, end, step, size))
     before, part, after = site.fresh(start), site.fresh(end - start), site.fresh(dim.size - end)
     site.equate(dim, concat((before, part, after)))
+    site.record.constants += [("start", start), ("end", end)]  # bounds from the end would move with the size
     site.sizes("start", before)
     site.sizes("end", concat((before, part)))
     return _with(dims, axis, part)
@@ -104,6 +105,7 @@ def _strided(site: Site, dim: Dim, start: int, end: int, step: int, size: Any) -
     before, after, outer = site.fresh(start), site.fresh(step - start - 1), site.fresh(size)
     stride = concat((before, ONE, after))
     site.equate(dim, prod((outer, stride)))
+    site.record.constants.append(("start", start))
     site.sizes("start", before)
     site.sizes("step", stride)
     return outer
@@ -136,6 +138,7 @@ def narrow(site: Site) -> Dims:
     start %= dim.size
     before, part = site.fresh(start), site.fresh(length)
     site.equate(dim, concat((before, part, site.fresh(dim.size - start - length))))
+    site.record.constants.append(("start", start))
     site.sizes("start", before)
     site.sizes("length", part)
     return _with(dims, axis, part)
@@ -160,6 +163,7 @@ def select(site: Site) -> Dims:
         return _with(dims, axis)
     before = site.fresh(index % dim.size)
     site.equate(dim, concat((before, ONE, site.fresh(dim.size - index % dim.size - 1))))
+    site.record.constants.append(("index", index % dim.size))
     site.sizes("index", before)
     return _with(dims, axis)
 
@@ -176,7 +180,7 @@ def _split_samples() -> Iterable[tuple[Any, ...]]:
     aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default, aten.unsafe_split.Tensor,
     aten.unsafe_chunk.default, aten.split.sizes, aten.tensor_split.sections, samples=_split_samples,
 )  # fmt: skip
-def split(site: Site) -> list[Dim | None]:
+def split(site: Site) -> list[Dims | None]:
     """``x`` is the sum of the parts."""
     dims = site.dims("self")
     axis = site.axis("dim", len(dims))
@@ -282,6 +286,7 @@ def slice_scatter(site: Site) -> Dims:
         return dims
     before, after = site.fresh(start), site.fresh(dim.size - end)
     site.equate(dim, concat((before, source[axis], after)))
+    site.record.constants += [("start", start), ("end", end)]
     site.sizes("start", before)
     site.sizes("end", concat((before, source[axis])))
     rest, solver = (before, after, *dims[:axis], *dims[axis + 1 :]), site.solver
@@ -309,5 +314,6 @@ def select_scatter(site: Site) -> Dims:
         return dims
     before = site.fresh(index % dim.size)
     site.equate(dim, concat((before, ONE, site.fresh(dim.size - index % dim.size - 1))))
+    site.record.constants.append(("index", index % dim.size))
     site.sizes("index", before)
     return dims

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from shearfx.dims import ONE, Dim, prod, quotient
-from shearfx.rules.registry import Dims, Site, is_one, rule
+from shearfx.rules.registry import Dims, Replacement, Site, is_one, rule
 from shearfx.values import join
 
 aten = torch.ops.aten
@@ -88,11 +88,16 @@ def _permute_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.t.default, (_t(3, 4),), {}
     yield aten.numpy_T.default, (x,), {}
     yield aten.mT.default, (x,), {}
+    yield aten.swapdims.default, (x, 1, 2), {}
+    yield aten.moveaxis.int, (x, 1, -1), {}
+    yield aten.movedim.intlist, (x, [0, 1], [2, 0]), {}
+    yield aten.moveaxis.intlist, (x, [0, 1], [2, 0]), {}
 
 
 @rule(
     aten.permute.default, aten.transpose.int, aten.swapaxes.default, aten.movedim.int, aten.t.default,
-    aten.numpy_T.default, aten.mT.default, samples=_permute_samples,
+    aten.numpy_T.default, aten.mT.default, aten.swapdims.default, aten.moveaxis.int, aten.movedim.intlist,
+    aten.moveaxis.intlist, samples=_permute_samples,
 )  # fmt: skip
 def permute(site: Site) -> Dims:
     """Dims change places: the operator, run on a tensor of distinct sizes, shows where each goes."""
@@ -120,7 +125,15 @@ def squeeze(site: Site) -> Dims:
     dims = [dim for dim in site.dims("self") if not is_one(dim.size)]
     result = tuple(ONE if is_one(size) else dims.pop(0) for size in site.shape())
     assert not dims, f"{site.node}: a dim was lost"
+    if site.node.target is not aten.unsqueeze.default:  # a dim that is cut down to one index stays
+        gone = tuple(i for i, dim in enumerate(site.dims("self")) if is_one(dim.size) and i in _squeezed(site))
+        site.record.replace = Replacement(aten.squeeze.dims, (gone,))
     return result
+
+
+def _squeezed(site: Site) -> list[int]:
+    rank = len(site.dims("self"))
+    return list(range(rank)) if site.node.target is aten.squeeze.default else site.axes("dim", rank)
 
 
 def _expand_samples() -> Iterable[tuple[Any, ...]]:
@@ -142,27 +155,38 @@ def expand(site: Site) -> Dims:
 def _stretched(site: Site, dims: Dims) -> Dims:
     shape = site.shape()
     padded = (ONE,) * (len(shape) - len(dims)) + dims
-    out = [dim if is_one(size) or not is_one(dim.size) else site.fresh(size) for dim, size in zip(padded, shape)]
+    out = [dim if is_one(size) or not is_one(dim.size) else site.fresh(size) for dim, size in zip(padded, shape, strict=True)]
     for dim, before in zip(out, padded, strict=True):
         if dim is not before:
             site.role("repeated", dim)
     return tuple(out)
 
 
-@rule(aten.expand_as.default, aten.view_as.default, samples=lambda: list(_expand_samples())[2:3])
+@rule(aten.expand_as.default, samples=lambda: list(_expand_samples())[2:3])
 def expand_as(site: Site) -> Dims:
-    """As the other tensor."""
+    """Stretched to the dims of the other tensor."""
     site.operands(site.arg("self"), transfer=join)
-    dims = site.dims("self")
-    if site.node.target is aten.view_as.default:
-        site.equate(prod(dims), prod(site.dims("other")))
-        return site.dims("other")
-    return site.broadcast([dims, site.dims("other")])
+    return site.broadcast([site.dims("self"), site.dims("other")])
+
+
+def _view_as_samples() -> Iterable[tuple[Any, ...]]:
+    for target in (aten.view_as.default, aten.reshape_as.default):
+        yield target, (_t(2, 12), _t(2, 3, 4)), {}
+        yield target, (_t(6, 4), _t(2, 3, 4)), {}
+
+
+@rule(aten.view_as.default, aten.reshape_as.default, samples=_view_as_samples)
+def view_as(site: Site) -> Dims:
+    """Reshaped to the dims of the other tensor."""
+    site.operands(site.arg("self"), transfer=join)
+    site.equate(prod(site.dims("self")), prod(site.dims("other")))
+    return site.dims("other")
 
 
 def _repeat_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.repeat.default, (_t(2, 3), [1, 2, 1]), {}
     yield aten.repeat.default, (_t(2, 3), [2, 3]), {}
+    yield aten.tile.default, (_t(2, 3), [3]), {}
     yield aten.repeat_interleave.self_int, (_t(2, 3), 4, 1), {}
     yield aten.repeat_interleave.self_int, (_t(2, 3), 2), {}
 
@@ -227,10 +251,9 @@ def complex_view(site: Site) -> Dims:
 
 def _unfold_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.unfold.default, (_t(2, 3, 8), -1, 4, 2), {}
-    yield aten.diagonal.default, (_t(3, 4, 4), 0, 1, 2), {}
 
 
-@rule(aten.unfold.default, samples=lambda: list(_unfold_samples())[:1])
+@rule(aten.unfold.default, samples=_unfold_samples)
 def unfold(site: Site) -> Dims:
     """Windows slide over one dim; the others pass."""
     site.operands(site.arg("self"), transfer=join)
@@ -241,3 +264,19 @@ def unfold(site: Site) -> Dims:
     windows = site.fresh(shape[axis]), site.fresh(shape[-1])
     site.pin(windows, "windows slide over it")
     return (*dims[:axis], windows[0], *dims[axis + 1 :], windows[1])
+
+
+def _diagonal_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.diagonal.default, (_t(3, 4, 5), 0, 1, 2), {}
+    yield aten.diagonal.default, (_t(4, 3, 4), 1, 0, -1), {}
+
+
+@rule(aten.diagonal.default, samples=_diagonal_samples)
+def diagonal(site: Site) -> Dims:
+    """Rows and columns are matched by position, so both are pinned; the others pass."""
+    site.operands(site.arg("self"), transfer=join)
+    dims = site.dims("self")
+    axes = {site.axis("dim1", len(dims)), site.axis("dim2", len(dims))}
+    out = site.fresh(site.shape()[-1])
+    site.pin([*(dims[axis] for axis in axes), out], "a diagonal is taken by position")
+    return (*(dim for i, dim in enumerate(dims) if i not in axes), out)

@@ -1,0 +1,85 @@
+"""The registered rules as a table for people, read off the registry and the rules' own code.
+
+``python -m shearfx.rules.listing`` prints it; ``python -m shearfx.rules.listing README.md`` puts it between the marks.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from shearfx.rules import RULES
+
+__all__ = ["BEGIN", "END", "operators", "pin_reasons", "replaced", "table"]
+
+BEGIN, END = "<!-- operators: begin (python -m shearfx.rules.listing README.md) -->", "<!-- operators: end -->"
+
+NOTATION, PATTERNS = ("registry", "notation"), "contraction"
+"""Where rules that are a line of notation have their function, and the family of all of them."""
+
+
+def operators() -> dict[str, list[str]]:
+    """Family (the file of the rules) to the names of its operators, overloads as one."""
+    found: dict[str, set[str]] = {}
+    for target, rule in RULES.items():
+        module = rule.function.__module__
+        if module.startswith("shearfx.rules."):
+            family = module.rpartition(".")[2]
+            name = str(target).removeprefix("aten.").partition(".")[0].lstrip("_")
+            found.setdefault(PATTERNS if family in NOTATION else family, set()).add(name)
+    return {family: sorted(names) for family, names in sorted(found.items())}
+
+
+def pin_reasons() -> dict[str, list[str]]:
+    """Family to the reasons for which its rules pin, in the words of the messages."""
+    found = {family: _reasons(importlib.import_module(f"shearfx.rules.{family}")) for family in operators()}
+    return {family: reasons for family, reasons in found.items() if reasons}
+
+
+def _reasons(module: ModuleType) -> list[str]:
+    reasons = []
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "pin":
+            reason = node.args[1] if len(node.args) > 1 else None
+            if isinstance(reason, ast.Name):
+                reasons.append(str(getattr(module, reason.id, "")))
+            elif isinstance(reason, ast.Constant):
+                reasons.append(str(reason.value))
+    return [reason for reason in dict.fromkeys(reasons) if reason]
+
+
+def table() -> str:
+    """Markdown: a row for each family."""
+    pins = pin_reasons()
+    rows = ["| rules | operators | what they pin |", "|---|---|---|"]
+    for family, names in operators().items():
+        shown = ", ".join(f"`{name}`" for name in names)
+        if family == "pointwise":
+            shown = f"every operator that torch tags `pointwise`, and {shown}"
+        rows.append(f"| [{family}](shearfx/rules/{family}.py) | {shown} | {'; '.join(pins.get(family, ())) or '-'} |")
+    return "\n".join(rows)
+
+
+def replaced(text: str) -> str:
+    """A text with the table between its marks brought up to date.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no marks {BEGIN!r} and {END!r}")
+    return f"{before}{begin}\n{table()}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        readme = Path(sys.argv[1])
+        readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(table())
