@@ -1,0 +1,273 @@
+"""Which integer attributes of the original class must change, and to what, so that its code computes the cut graph.
+
+Solved for, not looked up: try the smallest set of changes first, where the code first goes wrong; accept a set when
+the re-captured module is, operator by operator, the graph that the plan asks for (``shearfx.acceptance``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import fx, nn
+
+from shearfx.acceptance import Canonical, Failure, UnsupportedError, difference, of_plan, of_traced
+from shearfx.candidates import Variable, variables
+from shearfx.capture import CaptureError, capture
+from shearfx.errors import PlanError, TraceError, message
+from shearfx.examples import example
+from shearfx.graph import Graph
+from shearfx.hollow import hollow
+from shearfx.overlay import read, write
+from shearfx.probes import Probe, check_probe, probes_of
+from shearfx.pruning_plan import PruningPlan, masks_of
+from shearfx.reads import recording
+
+MAX_TRIES = 300
+"""Captures in one search; a class that needs more is refused."""
+
+Assignment = dict[Variable, int]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was solved: attributes by module path, or why the original class cannot hold the cut."""
+
+    attributes: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    ok: bool = True
+    reason: str = ""
+    where: str = ""
+    tries: int = 0
+
+
+@dataclass
+class _Memory:
+    """What is known of one analysed model, kept as long as its graph."""
+
+    read: dict[tuple[str, str], int]
+    call: dict[str, Any]
+    sizes: dict[str, int]
+    probes: list[Probe]
+    usable: str = ""
+    """Why the model's code cannot be re-captured; empty where it can."""
+    chosen: dict[Any, dict[tuple[str, str], int]] = field(default_factory=dict)
+    """For kinds of groups cut: the choice that was accepted for each attribute of a class."""
+    probed: set[Any] = field(default_factory=set)
+
+
+_MEMORY: weakref.WeakKeyDictionary[fx.Graph, _Memory] = weakref.WeakKeyDictionary()
+
+
+def solve(model: nn.Module, graph: Graph, plan: PruningPlan, example_call: Mapping[str, Any] | None = None) -> Solution:
+    """Find the attributes with which the model's own class computes what the plan asks for.
+
+    Args:
+        model: the full-size model; on meta is enough, no weight is read.
+        graph: its analysis.
+        plan: the cut.
+        example_call: arguments by name, where they cannot be made from the graph.
+    """
+    memory = _memory(model, graph, example_call)
+    if memory.usable:
+        return Solution(ok=False, reason=memory.usable)
+    try:
+        small = hollow(model, plan)
+    except PlanError as error:
+        return Solution(ok=False, reason=str(error))
+    return _Search(model, small, graph, plan, memory).run()
+
+
+def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
+    """The plan with its attributes solved for.
+
+    Raises:
+        PlanError: the original class cannot hold the cut; the message says which line stands against it.
+    """
+    solution = solve(model, graph, plan)
+    if not solution.ok:
+        raise PlanError(
+            message(
+                f"{type(model).__name__} cannot express this cut in its own class: {solution.reason}",
+                where=solution.where,
+                todo='choose form="fx", or leave these groups whole: ' + ", ".join(sorted({c.kind for c in plan.cuts})),
+            )
+        )
+    return replace(plan, attributes=solution.attributes, options={"form": "module", **plan.options})
+
+
+def _memory(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> _Memory:
+    key = graph.traced.graph
+    if key not in _MEMORY:
+        _MEMORY[key] = _remember(model, graph, example_call)
+    return _MEMORY[key]
+
+
+def _remember(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> _Memory:
+    """Run the uncut model once: what it reads, and whether a capture of it is the graph that was analysed."""
+    try:
+        call, sizes = example(graph) if example_call is None else (dict(example_call), {})
+    except TraceError as error:
+        return _Memory({}, {}, {}, [], str(error))
+    full = hollow(model)
+    memory = _Memory({}, call, sizes, [])
+    try:
+        with recording(full) as log:
+            actual = capture(full, call)
+        memory.read = log
+        table: dict[Any, int] = {}
+        expected, module = of_plan(graph, {}, shapes_of(full), sizes, table)
+        failure = difference(expected, module, of_traced(actual, table), actual)
+    except (CaptureError, UnsupportedError) as error:
+        failure = Failure(str(error), getattr(error, "where", ""))
+    if failure is not None:
+        memory.usable = f"its code cannot be followed a second time: {failure.reason} {failure.where}"
+        return memory
+    memory.probes = probes_of(model, full, call, memory.read)
+    return memory
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter and buffer under every name."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+class _Search:
+    def __init__(self, model: nn.Module, small: nn.Module, graph: Graph, plan: PruningPlan, memory: _Memory) -> None:
+        self.model, self.small, self.plan, self.memory = model, small, plan, memory
+        masks = masks_of(graph, plan)
+        sizes = {atom: int(mask.sum()) for atom, mask in masks.items()}
+        # What mirrors a parameter's shape has been adjusted already.
+        left = {
+            (path, name): old for (path, name), old in memory.read.items()
+            if read(small.get_submodule(path), name) == old
+        }  # fmt: skip
+        self.variables = variables(graph, model, left, sizes)
+        self.table: dict[Any, int] = {}
+        self.expected: Canonical
+        self.expected, self.module = of_plan(graph, masks, plan.shapes_after(), memory.sizes, self.table)
+        self.kinds = frozenset(cut.kind for cut in plan.cuts)
+        self.tried: dict[frozenset[tuple[Variable, int]], Failure | None] = {}
+        self.first: Failure | None = None
+
+    def run(self) -> Solution:
+        for start in self._starts():
+            found = self._descend(start)
+            if found is not None:
+                self._keep(found)
+                return Solution(self._values(found), tries=len(self.tried))
+        failure = self.first or Failure("")
+        return Solution(ok=False, reason=failure.reason, where=failure.where, tries=len(self.tried))
+
+    def _starts(self) -> Iterator[Assignment]:
+        """What worked for a plan of the same kinds, then nothing."""
+        remembered = self.memory.chosen.get(self.kinds, {})
+        guess = {
+            v: remembered[v.kind, v.attribute] for v in self.variables
+            if remembered.get((v.kind, v.attribute)) in v.choices
+        }  # fmt: skip
+        if guess:
+            yield guess
+        yield {}
+
+    def _descend(self, assignment: Assignment) -> Assignment | None:
+        """Depth first: change what is read where the code goes wrong, fewest changes first."""
+        failure = self._attempt(assignment)
+        if failure is None:
+            return assignment
+        near = [v for v in self.variables if v not in assignment and set(v.paths) & set(failure.paths)]
+        near.sort(key=lambda v: -max(len(p) for p in v.paths if p in failure.paths))
+        for count in (1, 2, 3, 4):
+            steps: list[tuple[int, Assignment]] = []
+            for chosen in itertools.combinations(near, count):
+                for values in itertools.product(*(v.choices for v in chosen)):
+                    if len(self.tried) >= MAX_TRIES:
+                        return None
+                    step = {**assignment, **dict(zip(chosen, values, strict=True))}
+                    if frozenset(step.items()) in self.tried:
+                        continue
+                    result = self._attempt(step)
+                    if result is None:
+                        return step
+                    if result.rank > failure.rank:
+                        steps.append((result.rank, step))
+            for _, step in sorted(steps, key=lambda pair: -pair[0]):
+                found = self._descend(step)
+                if found is not None:
+                    return found
+        return None
+
+    def _attempt(self, assignment: Assignment) -> Failure | None:
+        key = frozenset(assignment.items())
+        if key not in self.tried:
+            self.tried[key] = self._judge(assignment)
+            if self.first is None:
+                self.first = self.tried[key]
+        return self.tried[key]
+
+    def _judge(self, assignment: Assignment) -> Failure | None:
+        before = self._write(self._values(assignment))
+        try:
+            failure = self._compare()
+            if failure is None:
+                failure = self._probe(assignment)
+            return failure
+        finally:
+            self._write(before)
+
+    def _compare(self) -> Failure | None:
+        try:
+            actual = capture(self.small, self.memory.call)
+        except CaptureError as error:
+            if error.partial is None:
+                return Failure(str(error), error.where, error.paths)
+            partial = self._difference(error.partial)
+            paths = tuple(dict.fromkeys((*error.paths, *partial.paths))) if partial else error.paths
+            return Failure(str(error), error.where, paths, partial.rank if partial else -1)
+        return self._difference(actual)
+
+    def _difference(self, traced: Any) -> Failure | None:
+        try:
+            return difference(self.expected, self.module, of_traced(traced, self.table), traced)
+        except UnsupportedError as error:
+            return Failure(str(error))
+
+    def _probe(self, assignment: Assignment) -> Failure | None:
+        """Other calls: a mask, other attention implementations, decoding with a cache. Once per kind of change."""
+        key = (self.kinds, frozenset((v.kind, v.attribute, at) for v, at in assignment.items()))
+        if key in self.memory.probed:
+            return None
+        for probe in self.memory.probes:
+            failure = check_probe(probe, self.small, self.plan)
+            if failure is not None:
+                return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9)
+        self.memory.probed.add(key)
+        return None
+
+    def _values(self, assignment: Assignment) -> dict[str, dict[str, int | float]]:
+        attributes: dict[str, dict[str, int | float]] = {}
+        for variable, at in assignment.items():
+            for path, value in zip(variable.paths, variable.choices[at], strict=True):
+                if read(self.model.get_submodule(path), variable.attribute) != value:
+                    attributes.setdefault(path, {})[variable.attribute] = value
+        return attributes
+
+    def _write(self, attributes: Mapping[str, Mapping[str, int | float]]) -> dict[str, dict[str, int | float]]:
+        """Set attributes; return what they were."""
+        before: dict[str, dict[str, int | float]] = {}
+        for path, changes in attributes.items():
+            module = self.small.get_submodule(path)
+            for name, value in changes.items():
+                before.setdefault(path, {})[name] = read(module, name)
+                write(module, name, value, path)
+        return before
+
+    def _keep(self, assignment: Assignment) -> None:
+        chosen = self.memory.chosen.setdefault(self.kinds, {})
+        chosen.update({(v.kind, v.attribute): at for v, at in assignment.items()})
+
+
+__all__ = ["MAX_TRIES", "Solution", "settle", "solve"]
