@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto
 
 from shearfx.errors import CheckpointError, message
 
-__all__ = ["download", "read_folder", "read_gguf"]
+__all__ = ["check_config", "download", "model_class", "read_folder", "read_gguf", "read_tokenizer"]
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
@@ -63,14 +63,14 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None, device: torch.device
     """
     if not (folder / "config.json").is_file():
         return _folder_without_config(folder, dtype, device)
-    _check_config(folder)
+    check_config(folder / "config.json")
     if device.type != "meta":
         _check_weights(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise _unreadable("config.json does not describe a model", folder, error) from error
-    cls = _model_class(config, folder)
+    cls = model_class(config, folder)
     try:
         if device.type == "meta":
             model = _without_weights(cls, config, dtype)
@@ -84,10 +84,16 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None, device: torch.device
         raise
     except Exception as error:
         raise _unreadable(f"the weights do not load as a {cls.__name__}", folder, error) from error
-    tokenizer = None
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        tokenizer = _tokenizer(folder)
-    return model.eval(), tokenizer
+    return model.eval(), read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Read the tokenizer in a folder; None if it holds none.
+
+    Raises:
+        CheckpointError: its files are damaged.
+    """
+    return _tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def read_gguf(path: Path, *, dtype: torch.dtype | None, device: torch.device) -> Loaded:
@@ -144,8 +150,12 @@ def _folder_without_config(folder: Path, dtype: torch.dtype | None, device: torc
     raise CheckpointError(message("the folder has no config.json", where=f"{folder} (holds {found})", todo=todo))
 
 
-def _check_config(folder: Path) -> None:
-    path = folder / "config.json"
+def check_config(path: Path) -> None:
+    """Refuse a config that asks for quantised weights or for code from elsewhere.
+
+    Raises:
+        CheckpointError: it does, or it is no JSON.
+    """
     raw = _json(path)
     if "quantization_config" in raw:
         todo = "name the unquantised checkpoint, or a GGUF file, which is dequantised on reading"
@@ -204,8 +214,12 @@ def _check_complete(info: dict[str, Any], where: Path) -> None:
         raise CheckpointError(message(what, where=str(where), todo="fetch the model again, or correct its config.json"))
 
 
-def _model_class(config: PreTrainedConfig, folder: Path) -> Any:
-    """Return the model class that the config names, looked up among those that the Auto classes register for it."""
+def model_class(config: PreTrainedConfig, folder: Path) -> Any:
+    """Return the model class that the config names, looked up among those that the Auto classes register for it.
+
+    Raises:
+        CheckpointError: transformers registers no such class for such a config.
+    """
     registered: dict[str, type[PreTrainedModel]] = {}
     for name, mapping in vars(modeling_auto).items():
         if name.endswith("_MAPPING"):
