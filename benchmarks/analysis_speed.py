@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import record
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
     "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8},
@@ -63,7 +63,8 @@ def _llama(shape: str, layers: int) -> Any:
 
     config = LlamaConfig(**SHAPES[shape], num_hidden_layers=layers, vocab_size=128256 if shape != "1B" else 32000)
     with torch.device("meta"):
-        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        model: Any = LlamaForCausalLM(config)
+    return model.to(torch.bfloat16).eval()
 
 
 def analysis(shape: str, layers: int, repeats: int) -> dict[str, Any]:

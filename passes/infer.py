@@ -33,7 +33,7 @@ class InferDims(Pass):
             graph.records[node] = _record(graph, node, by_name)
         _pin_ranks(graph, by_name)
         for tensor in graph.traced.unused:
-            dims = tuple(graph.solver.fresh(size) for size in tensor.shape)
+            dims = by_name.get(tensor.name) or tuple(graph.solver.fresh(size) for size in tensor.shape)
             for dim in dims:
                 graph.solver.pin(dim, f"the traced call never reaches {tensor.name}", tensor.name)
             by_name[tensor.name] = dims

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
@@ -57,9 +58,14 @@ def inline(graph_module: fx.GraphModule) -> None:
 
 
 def clean(graph: fx.Graph) -> None:
-    """Remove assertions and whatever only they used."""
+    """Remove assertions and the numbers that only they used."""
     for node in reversed(list(graph.nodes)):
         name = str(node.target)
         if node.op == "call_function" and (any(a in name for a in _ASSERTIONS)):
             graph.erase_node(node)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(_computes)
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node stays though nothing uses it: the original class computes it all the same, so it must fit."""
+    return node.op in ("placeholder", "output") or isinstance(node.meta.get("val"), torch.Tensor)

@@ -92,6 +92,9 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     inline(graph_module)
     traced = _describe(model, program, names)
     clean(traced.graph)
+    for node in [n for n in traced.tensors if not n.users]:
+        if not any(other.users and traced.tensors[other].name == traced.tensors[node].name for other in traced.tensors):
+            traced.unused.append(traced.tensors[node])
     traced.seconds = time.perf_counter() - start
     return traced
 
