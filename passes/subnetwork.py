@@ -64,7 +64,7 @@ class ConstructSubnetwork:
                 copies[node] = rewriter.copy(node, copies)
         if origins is not None:
             origins.update({new_node: node for node, new_node in copies.items() if isinstance(new_node, fx.Node)})
-        new.eliminate_dead_code()
+        new.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         new.lint()
         module = fx.GraphModule(root, new, class_name="Subnetwork")
         module.eval()
