@@ -1,0 +1,51 @@
+"""Text that is there anyway, and token batches from a text for saliencies that look at data."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shearfx.errors import ShearError, message
+
+__all__ = ["manual_text", "token_batches"]
+
+
+def token_batches(
+    tokenizer: PreTrainedTokenizerBase | None,
+    text: str,
+    *,
+    sequence_length: int = 128,
+    batches: int = 16,
+    batch_size: int = 1,
+) -> list[torch.Tensor]:
+    """Cut ``batches`` batches of int64 token ids ``[batch_size, sequence_length]`` from a text, spread evenly over it.
+
+    Windows do not overlap; no special tokens are added.
+
+    Raises:
+        ShearError: there is no tokenizer, or the text is too short.
+    """
+    if tokenizer is None:
+        todo = "put the tokenizer's files beside the weights, or choose a saliency that needs no data"
+        raise ShearError(message("there is no tokenizer to read the text with", where="token_batches", todo=todo))
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+    wanted = batches * batch_size
+    available = len(ids) // sequence_length
+    if wanted < 1 or available < wanted:
+        what = f"{wanted} windows of {sequence_length} tokens were asked for, and the text has {len(ids)} tokens"
+        raise ShearError(message(what, where="token_batches", todo="give a longer text, or ask for fewer windows"))
+    windows = ids[: available * sequence_length].view(available, sequence_length)
+    chosen = windows[[i * available // wanted for i in range(wanted)]]
+    return list(chosen.split(batch_size))
+
+
+def manual_text() -> str:
+    """Return the language reference that ships with Python: hundreds of thousands of characters, prose and code.
+
+    >>> len(manual_text()) > 100_000
+    True
+    """
+    topics: dict[str, str] = pydoc_data.topics.topics
+    return "\n\n".join(topics[name] for name in sorted(topics))

@@ -1,0 +1,88 @@
+"""The command line ``shearfx``: analyze, prune, verify, eval.
+
+Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import shearfx
+from shearfx.cli import analyze, evaluate, prune, verify
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="shearfx",
+    help="Structured pruning of PyTorch models, proven to compute the same as the model with the parts zeroed.",
+    epilog="\n\n".join(
+        (
+            "[bold]Prune a model in two commands[/bold]",
+            "shearfx prune HuggingFaceTB/SmolLM2-135M-Instruct --ratio 0.2 --saliency taylor -o small",
+            "shearfx verify small --original HuggingFaceTB/SmolLM2-135M-Instruct",
+            "MODEL is a Hugging Face folder, a hub id, a GGUF file, a folder that shearfx wrote, or "
+            "package.module:factory, a function that returns the model and its example inputs.",
+        )
+    ),
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"shearfx {shearfx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(("[bold]Examples[/bold]", *lines))
+
+
+app.command(
+    epilog=_examples(
+        "shearfx analyze HuggingFaceTB/SmolLM2-135M-Instruct",
+        "shearfx analyze ./model.gguf --json | jq .coverage",
+        "shearfx analyze mypackage.nets:unet --print-after=infer",
+    )
+)(analyze.analyze)
+app.command(
+    epilog=_examples(
+        "shearfx prune ./my-llama --ratio 0.2 --saliency magnitude -o ./small",
+        "shearfx prune ./my-llama --ratio 0.3 --saliency taylor --text notes.txt --scope uniform -o ./small",
+        "shearfx prune ./my-llama --ratio 0.2 --kinds ffn --round-to 64 -o plan.json --plan-only",
+        "shearfx prune ./my-llama --apply plan.json -o ./small",
+    )
+)(prune.prune)
+app.command(
+    epilog=_examples(
+        "shearfx verify ./small --original ./my-llama",
+        "shearfx verify ./small --original mypackage.nets:unet --json",
+    )
+)(verify.verify)
+app.command(
+    "eval",
+    epilog=_examples(
+        "shearfx eval ./small --text wikitext2_test.txt",
+        "shearfx eval ./my-llama --text notes.txt --sequence-length 512 --max-tokens 20000 --json",
+    ),
+)(evaluate.evaluate)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``shearfx`` and ``python -m shearfx``."""
+    app()

@@ -1,0 +1,142 @@
+"""What a command says and where: progress and errors on stderr, the result, and nothing else, on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from shearfx.errors import ShearError
+
+__all__ = ["AsJson", "Debug", "Talk", "talking"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+WORTH_TELLING = 1.0  # seconds: steps that took longer leave a line behind
+WIDTH = 140  # columns of output that goes to a file or a pipe
+HEARTBEAT = 10.0  # seconds between two lines of a long step where there is no terminal
+
+
+class Talk:
+    """One command's conversation with the user."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.err = Console(stderr=True, highlight=False)
+        self._out = sys.stdout
+        self._said = False
+
+    # -- progress, on stderr -------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Say something in passing."""
+        self.err.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show that something is going on until the block ends.
+
+        Yields a function that may be called with (done, total); until it is, only the time is shown.
+        """
+        start = time.monotonic()
+        if self.err.is_terminal:
+            with self._live(what) as update:
+                yield update
+        else:
+            yield self._plain(what)
+        seconds = time.monotonic() - start
+        if seconds >= WORTH_TELLING:
+            self.note(f"{what}: {seconds:.1f} s")
+
+    @contextlib.contextmanager
+    def _live(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.err, transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    def _plain(self, what: str) -> Callable[[int, int], None]:
+        last = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= HEARTBEAT:
+                last = time.monotonic()
+                self.note(f"{what}: {done} of {total}")
+
+        return update
+
+    # -- the result, on stdout -----------------------------------------------------------------------
+
+    def out(self) -> Console:
+        """The console of the result."""
+        # a pipe has no width: leave room for names, nobody wraps them there
+        return Console(file=self._out, highlight=False, width=None if self._out.isatty() else WIDTH)
+
+    def result(self, data: dict[str, Any], show: Callable[[Console], None]) -> None:
+        """Print the result: ``data`` as JSON, or what ``show`` prints."""
+        if self.as_json:
+            self._write_json(data)
+        else:
+            show(self.out())
+
+    def error(self, error: ShearError) -> None:
+        """Print an error on stderr; as JSON on stdout too, for whoever reads that."""
+        first, *rest = str(error).splitlines() or [""]
+        self.err.print(f"[bold red]error:[/bold red] {_escaped(first)}", soft_wrap=True)
+        for line in rest:
+            self.note(line)
+        if self.as_json:
+            self._write_json({"error": {"kind": type(error).__name__, "message": str(error)}})
+
+    def _write_json(self, data: dict[str, Any]) -> None:
+        if not self._said:  # one document: an error after the result only shows in the exit code and on stderr
+            self._said = True
+            self._out.write(json.dumps(_plain_numbers(data), indent=1, allow_nan=False) + "\n")
+            self._out.flush()
+
+
+@contextlib.contextmanager
+def talking(as_json: bool, debug: bool) -> Iterator[Talk]:
+    """Run a command's body: what it or a library prints goes to stderr, a ShearError becomes exit code 1."""
+    # bars of tqdm would write over ours; it reads this when it is imported, so before anything else
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    talk = Talk(as_json)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield talk
+    except ShearError as error:
+        if debug:
+            talk.err.print_exception()
+        talk.error(error)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        talk.note("interrupted")
+        raise typer.Exit(130) from None
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _plain_numbers(value: Any) -> Any:
+    """JSON has no infinity: as text."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_numbers(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,263 @@
+"""``shearfx prune``: choose what to cut, cut it, and save the smaller model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shearfx.cli import summary
+from shearfx.cli.analyze import trace_with_progress
+from shearfx.cli.console import AsJson, Debug, Talk, talking
+from shearfx.cli.opening import Device, Dtype, Model, open_model, read_text
+from shearfx.errors import CheckpointError, PlanError, message
+
+if TYPE_CHECKING:
+    import torch
+
+    from shearfx.models import LoadedModel
+    from shearfx.pruning_plan import PruningPlan
+
+__all__ = ["cut_rows", "prune"]
+
+
+class Scope(StrEnum):
+    """Where to cut."""
+
+    GLOBAL = "global"
+    UNIFORM = "uniform"
+
+
+class Form(StrEnum):
+    """What the result is."""
+
+    MODULE = "module"
+    FX = "fx"
+
+
+class Unit(StrEnum):
+    """What a ratio counts."""
+
+    PARAMS = "params"
+    FLOPS = "flops"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Text for saliencies that look at data, and how much of it."""
+
+    text: Path | None
+    samples: int
+    sequence_length: int
+
+
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must not exist.", show_default=False)],
+    ratio: Annotated[float | None, typer.Option(help="Share to remove; 0.2 by default.", show_default=False)] = None,
+    saliency: Annotated[str, typer.Option(help="What decides: random, magnitude, taylor.")] = "magnitude",
+    scope: Annotated[
+        Scope, typer.Option(help="global cuts where it costs least; uniform keeps layers alike: a plain config.")
+    ] = Scope.GLOBAL,
+    form: Annotated[Form, typer.Option(help="The original class, or an fx graph, which holds any cut.")] = Form.MODULE,
+    unit: Annotated[Unit, typer.Option(help="What the ratio counts.")] = Unit.PARAMS,
+    round_to: Annotated[int, typer.Option(help="Resulting sizes are multiples of this.")] = 1,
+    include: Annotated[list[str] | None, typer.Option(help="Cut only these modules (glob); repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave these modules alone (glob); repeatable.")] = None,
+    kinds: Annotated[list[str] | None, typer.Option(help="Cut only groups of this kind; repeatable.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="Admit cuts that change more: approximate.")] = None,
+    floor: Annotated[float, typer.Option(help="Share of each group that stays.")] = 0.1,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text that a saliency looks at (taylor); Python's own manual if none.", show_default=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of that text.")] = 16,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plan as JSON to -o, cut nothing.")] = False,
+    apply: Annotated[
+        Path | None, typer.Option(metavar="PLAN.json", help="Apply this plan instead of making one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older result of shearfx.")] = False,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove a share of MODEL's parameters and save the smaller model, a plain Hugging Face folder where it can be."""
+    with talking(as_json, debug) as talk:
+        _check_options(ratio, apply, plan_only)
+        _check_free(out, file=plan_only, overwrite=overwrite)
+        read = _read_plan(apply) if apply is not None else None
+        loaded = open_model(talk, model, dtype=dtype, device=device)
+        if read is not None:
+            plan = read
+        else:
+            plan = _make_plan(
+                talk,
+                loaded,
+                Calibration(text, samples, sequence_length),
+                ratio=0.2 if ratio is None else ratio,
+                saliency=saliency,
+                scope=scope.value,
+                form=form.value,
+                unit=unit.value,
+                round_to=round_to,
+                include=include or (),
+                exclude=exclude or (),
+                kinds=kinds,
+                allow=allow or (),
+                floor=floor,
+                seed=seed,
+            )
+        data = {"model": model, "out": str(out), **describe(plan)}
+        if plan_only:
+            _write(out, plan.to_json())
+        else:
+            data |= _cut_and_save(talk, loaded, plan, out, overwrite)
+
+        def show(console: Console) -> None:
+            show_plan(console, plan)
+            if "parameters_after" in data:
+                console.print(f"{data['parameters_before']:,} -> {data['parameters_after']:,} parameters")
+            if plan_only:
+                console.print(f"plan: {out}", markup=False, soft_wrap=True)
+                console.print(f"next: shearfx prune {model} --apply {out} -o DIR", markup=False, soft_wrap=True)
+            else:
+                console.print(f"saved in {out}; loads with {data['loads_with']}", markup=False, soft_wrap=True)
+                console.print(f"next: shearfx verify {out} --original {model}", markup=False, soft_wrap=True)
+
+        talk.result(data, show)
+
+
+def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, **options: Any) -> PruningPlan:
+    import shearfx
+    from shearfx.construction import remember
+
+    graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
+    remember(loaded.module, graph)
+    data = _batches(talk, loaded, calibration) if options["saliency"] not in ("random", "magnitude") else None
+    with talk.step(f"scoring by {options['saliency']}") as progress:
+        return shearfx.plan(graph, model=loaded.module, data=data, progress=progress, **options)
+
+
+def _batches(talk: Talk, loaded: LoadedModel, calibration: Calibration) -> list[torch.Tensor]:
+    from shearfx.calibration import manual_text, token_batches
+
+    if calibration.text is None:
+        talk.note("no --text given: scoring on the manual that comes with Python")
+    text = manual_text() if calibration.text is None else read_text(calibration.text)
+    return token_batches(
+        loaded.tokenizer, text, sequence_length=calibration.sequence_length, batches=calibration.samples
+    )
+
+
+def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, Any]:
+    import shearfx
+    from shearfx.evaluation import parameter_count
+
+    before = parameter_count(loaded.module).total
+    form = str(plan.options.get("form", "module"))
+    with talk.step("cutting"):
+        small = shearfx.construct(loaded.module, plan, form="fx" if form == "fx" else "module", consume=form != "fx")
+    with talk.step(f"saving to {out}"):
+        shearfx.save(small, plan, out, tokenizer=loaded.tokenizer, overwrite=overwrite)
+    return {
+        "parameters_before": before,
+        "parameters_after": parameter_count(small).total,
+        "loads_with": "transformers" if (out / "config.json").is_file() else "shearfx.load",
+    }
+
+
+# -- what was cut ----------------------------------------------------------------------------------------
+
+
+def describe(plan: PruningPlan) -> dict[str, Any]:
+    """Everything that ``shearfx prune --json`` says of a plan."""
+    return {
+        "asked": plan.asked,
+        "achieved": plan.achieved,
+        "options": plan.options,
+        "cuts": [
+            {"name": c.name, "kind": c.kind, "certificate": c.certificate, "size": c.size, "kept": len(c.kept)}
+            for c in plan.cuts
+        ],
+    }
+
+
+def cut_rows(plan: PruningPlan) -> list[tuple[str, str, int, int, int]]:
+    """What is cut as (kind, certificate, groups, structures removed, structures in these groups)."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for cut in plan.cuts:
+        row = rows.setdefault((cut.kind, cut.certificate), [0, 0, 0])
+        row[0] += 1
+        row[1] += cut.size - len(cut.kept)
+        row[2] += cut.size
+    return [(kind, certificate, *counts) for (kind, certificate), counts in rows.items()]  # type: ignore[misc]
+
+
+def show_plan(out: Console, plan: PruningPlan) -> None:
+    """Print what a plan cuts: a table by kind, and a line for each layer."""
+    table = Table(title="cut", title_justify="left", show_edge=False)
+    for name in ("kind", "certificate"):
+        table.add_column(name)
+    for name in ("groups", "removed"):
+        table.add_column(name, justify="right")
+    for kind, certificate, groups, removed, size in cut_rows(plan):
+        table.add_row(kind, certificate, str(groups), f"{removed:,} of {size:,}")
+    out.print(table)
+    per_layer: dict[str, list[str]] = {}
+    for cut in plan.cuts:
+        per_layer.setdefault(summary.layer_of(cut.name), []).append(f"{cut.kind} {cut.size} -> {len(cut.kept)}")
+    for layer, text in summary.collapse({layer: ", ".join(texts) for layer, texts in per_layer.items()}):
+        out.print(f"  {layer or 'all layers'}: {text}", markup=False, soft_wrap=True)
+    unit = "operations" if plan.options.get("unit") == "flops" else "parameters"
+    out.print(f"removed {plan.achieved:.2%} of the {unit} (asked: {plan.asked:.2%})")
+
+
+# -- checking what was asked -----------------------------------------------------------------------------
+
+
+def _check_options(ratio: float | None, apply: Path | None, plan_only: bool) -> None:
+    if apply is not None and (ratio is not None or plan_only):
+        todo = "pass one of the two"
+        raise PlanError(
+            message("--apply brings its own plan", where="--ratio or --plan-only beside --apply", todo=todo)
+        )
+
+
+def _check_free(out: Path, *, file: bool, overwrite: bool) -> None:
+    """Say before minutes of work what would go wrong after them; ``save`` looks again."""
+    from shearfx.atomic import check_free
+
+    if not file:
+        check_free(out, overwrite)
+    elif os.path.lexists(out) and not overwrite:
+        raise CheckpointError(message("the file exists", where=str(out), todo="name a new file, or pass --overwrite"))
+
+
+def _read_plan(path: Path) -> PruningPlan:
+    from shearfx.pruning_plan import PruningPlan
+
+    return PruningPlan.from_json(read_text(path))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        todo = "check the path, its permissions and the space on the disk"
+        raise CheckpointError(
+            message(f"the plan cannot be written: {error.strerror}", where=str(path), todo=todo)
+        ) from error
