@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedTokenizerBase
 
+from shearfx.atomic import PLAN_FILE
 from shearfx.errors import ShearError, message
 from shearfx.example_inputs import Kind, example_inputs, kind_of
 from shearfx.factories import build_from_factory, is_factory_spec
-from shearfx.pretrained import download, read_folder, read_gguf
+from shearfx.pretrained import download, read_folder, read_gguf, read_tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -35,8 +36,8 @@ def load_model(spec: str, *, dtype: torch.dtype | str | None = None, device: tor
 
     ``spec`` is, tried in this order:
 
-    1. a path: a Hugging Face folder (``config.json`` and safetensors), or a GGUF file, whose weights are
-       dequantised;
+    1. a path: a Hugging Face folder (``config.json`` and safetensors), a folder that :func:`shearfx.save` wrote, or
+       a GGUF file, whose weights are dequantised;
     2. ``package.module:factory``, a function of the user's that returns the model and its example inputs;
     3. a hub id, ``name`` or ``owner/name``, fetched into the usual cache.
 
@@ -57,9 +58,22 @@ def load_model(spec: str, *, dtype: torch.dtype | str | None = None, device: tor
             return _from_factory(spec, torch_dtype, torch_device)
         path = download(spec)
     read: Callable[..., tuple[nn.Module, PreTrainedTokenizerBase | None]] = read_folder if path.is_dir() else read_gguf
+    if (path / PLAN_FILE).is_file():
+        read = _read_pruned
     module, tokenizer = read(path, dtype=torch_dtype, device=torch_device)
     kwargs = example_inputs(module, torch_device)
     return LoadedModel(module, spec, kind_of(module), kwargs=kwargs, tokenizer=tokenizer)
+
+
+def _read_pruned(
+    path: Path, *, dtype: torch.dtype | None, device: torch.device
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    from shearfx.checkpoints import load  # checkpoints reads models too
+
+    module = load(path)
+    if device.type != "meta":  # a cut model is built with its weights: to read fewer would save nothing
+        module = module.to(device=device)
+    return module.to(dtype=dtype).eval(), read_tokenizer(path)
 
 
 def _from_factory(spec: str, dtype: torch.dtype | None, device: torch.device) -> LoadedModel:
