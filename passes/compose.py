@@ -70,7 +70,8 @@ def _operator(graph: Graph, node: fx.Node) -> Composed | None:
         return None
     epsilon = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
     value = epsilon if isinstance(epsilon, float) else torch.finfo(node.meta["val"].dtype).eps
-    return Composed("rms_norm", module_paths(node)[-1], (node,), named[0], 0.0, node, node, value)
+    paths = module_paths(node)
+    return Composed("rms_norm", paths[-1] if paths else "", (node,), named[0], 0.0, node, node, value)
 
 
 def _written_out(graph: Graph, mean: fx.Node) -> Composed | None:

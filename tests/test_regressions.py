@@ -9,8 +9,14 @@ from shearfx.testing import Architecture, Linear, Trap, assert_sound
 # (architecture, whether something in it can be cut)
 CASES = {
     # both operands of x[:, None] + x[None, :] mention the atom, but only one of them has the dim that is summed over
-    "a dim met twice, summed over once": (Architecture("tokens", 3, (Linear(4), Trap("pairwise_sum", 0)), "sum"), False),
-    "an einsum sums what one operand has": (Architecture("tokens", 3, (Linear(4), Trap("einsum_free", 0)), "sum"), False),
+    "a dim met twice, summed over once": (
+        Architecture("tokens", 3, (Linear(4), Trap("pairwise_sum", 0)), "sum"),
+        False,
+    ),
+    "an einsum sums what one operand has": (
+        Architecture("tokens", 3, (Linear(4), Trap("einsum_free", 0)), "sum"),
+        False,
+    ),
     "the same with a buffer": (Architecture("tokens", 3, (Linear(4), Trap("einsum_free2", 0)), "sum"), False),
     # measured only on numbers up to 30, these looked as if they were always zero
     "a mask that is rarely true": (Architecture("tokens", 3, (Linear(4), Trap("rare_mask", 0)), "sum"), False),

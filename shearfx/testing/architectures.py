@@ -58,7 +58,10 @@ def _body(kind: str, longest: int) -> st.SearchStrategy[tuple[Block, ...]]:
     row = _row(kind, longest, depth=2)
     if kind == "flat":
         return row
-    ends = [st.just(()), st.tuples(st.builds(ToFlat, st.sampled_from(POOLS)))]
+    ends: list[st.SearchStrategy[tuple[Block, ...]]] = [
+        st.just(()),
+        st.tuples(st.builds(ToFlat, st.sampled_from(POOLS))),
+    ]
     if kind != "tokens":
         ends.append(_row("tokens", 2, depth=1).map(lambda rest: (ToTokens(), *rest)))
     ends.append(st.tuples(st.builds(ToFlat, st.sampled_from(POOLS)), blocks("flat", 1)))

@@ -14,9 +14,11 @@ from shearfx.testing.spec import Apply, Block, Shape, chain, mix, parameter
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
-    "square": torch.square, "abs": torch.abs, "cos": torch.cos, "softplus": F.softplus, "elu_plus": lambda x: F.elu(x) + 1,
-    "exp": lambda x: torch.exp(torch.tanh(x)), "leaky": F.leaky_relu, "hardtanh": lambda x: x.clamp(0.1, 2.0),
-    "hardswish": F.hardswish, "step": lambda x: (x > 0.1).to(x.dtype), "where": lambda x: torch.where(x > 0, x, 0.3 * x),
+    "square": torch.square, "abs": torch.abs, "cos": torch.cos, "softplus": F.softplus,
+    "elu_plus": lambda x: F.elu(x) + 1, "exp": lambda x: torch.exp(torch.tanh(x)), "leaky": F.leaky_relu,
+    "hardtanh": lambda x: x.clamp(0.1, 2.0),
+    "hardswish": F.hardswish, "step": lambda x: (x > 0.1).to(x.dtype),
+    "where": lambda x: torch.where(x > 0, x, 0.3 * x),
     "fill": lambda x: x.masked_fill(x < 0, 0.7), "cast": lambda x: x.float().double() * 0 + x, "sign": torch.sign,
 }  # fmt: skip
 """Point-wise functions by name; some leave zero at zero, some do not."""
@@ -29,7 +31,7 @@ class Linear(Block):
     out: int
     bias: bool = True
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         return mix(shape, self.out, self.bias), shape.wide(self.out)
 
 
@@ -41,7 +43,7 @@ class Matrix(Block):
     how: str = "matmul"
     """``matmul``, ``addmm`` or ``einsum``."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
             x = x.movedim(shape.axis, -1)
             if self.how == "addmm":
@@ -62,7 +64,7 @@ class Act(Block):
 
     name: str = "relu"
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         function = ACTIVATIONS[self.name]
         return Apply(lambda m, x: function(x)), shape
 
@@ -75,7 +77,7 @@ class Residual(Block):
     how: str = "add"
     """``add``, ``mul``, ``sub`` or ``scaled`` (by a parameter, as ConvNeXt does)."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         body, after = chain(self.body, shape)
         out = mix(after, shape.width)
 
@@ -97,7 +99,7 @@ class Concat(Block):
     order: str = "after"
     """``after``, ``before`` or ``twice``."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         body, after = chain(self.body, shape)
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -118,7 +120,7 @@ class Gate(Block):
     """``chunk``, ``split``, ``slice``, ``view``, ``interleaved``, ``unbind``, ``separate`` (two projections)."""
     act: str = "silu"
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         act, axis, hidden = ACTIVATIONS[self.act], shape.axis, self.hidden
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -126,7 +128,8 @@ class Gate(Block):
                 value, gate = m.up(x), m.gate(x)
             else:
                 value, gate = _halves(m.up(x), self.how, axis, hidden)
-            return value * act(gate)
+            result: torch.Tensor = value * act(gate)
+            return result
 
         parts = {"gate": mix(shape, hidden, bias=False)} if self.how == "separate" else {}
         up = mix(shape, hidden if self.how == "separate" else 2 * hidden)
@@ -155,7 +158,7 @@ class Excite(Block):
     hidden: int
     gate: str = "sigmoid"
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         flat = Shape("flat", shape.width)
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -177,7 +180,7 @@ class Norm(Block):
     ``batch``, ``group``, ``instance``, ``l2``."""
     groups: int = 1
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         width, last = shape.width, shape.axis == -1
         if self.how in ("rms", "rms_offset"):
             offset = 1.0 if self.how == "rms_offset" else 0.0
@@ -185,7 +188,8 @@ class Norm(Block):
             def rms(m: Any, x: torch.Tensor) -> torch.Tensor:
                 x = x.movedim(shape.axis, -1)
                 x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.01)
-                return ((offset + m.weight if offset else m.weight) * x).movedim(-1, shape.axis)
+                weight: torch.Tensor = offset + m.weight if offset else m.weight
+                return (weight * x).movedim(-1, shape.axis)
 
             return Apply(rms, weight=parameter(width)), shape
         if self.how == "l2":
@@ -208,7 +212,7 @@ class Shared(Block):
 
     body: tuple[Block, ...]
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         body, after = chain(self.body, shape)
         back = mix(after, shape.width)
         return Apply(lambda m, x: m.back(m.body(m.back(m.body(x)))), body=body, back=back), shape
@@ -221,7 +225,7 @@ class TiedPair(Block):
     hidden: int
     act: str = "tanh"
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
             x = x.movedim(shape.axis, -1)
             y = ACTIVATIONS[self.act](F.linear(x, m.weight, m.bias))
@@ -253,7 +257,7 @@ class Lora(Block):
     rank: int = 2
     peft: bool = False
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         module: nn.Module = _HandLora(shape.width, self.out, self.rank)
         if self.peft:
             from peft import LoraConfig, inject_adapter_in_model

@@ -35,7 +35,7 @@ class Attention(Block):
     causal: bool = False
     bias: bool = True
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         heads = self.kv * self.group
         rows = (heads * self.dim, self.kv * self.dim, self.kv * self.value)
         parts: dict[str, Any] = {}
@@ -87,8 +87,8 @@ class Attention(Block):
                 k, v = (t.reshape(batch, kv * group, time, t.shape[-1]) for t in (k, v))
         scale = 1 / math.sqrt(self.dim)
         if sdpa:
-            given = {"scale": 0.9} if self.how == "scaled" else {}
-            grouped = {"enable_gqa": True} if self.repeat == "gqa" and group > 1 else {}
+            given: dict[str, Any] = {"scale": 0.9} if self.how == "scaled" else {}
+            grouped: dict[str, Any] = {"enable_gqa": True} if self.repeat == "gqa" and group > 1 else {}
             y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, **given, **grouped)
         elif self.how == "linear":
             q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -124,7 +124,7 @@ class Position(Block):
 
     learned: bool = True
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         table = parameter(16, shape.width) if self.learned else torch.linspace(0.1, 1.0, 16 * shape.width).view(16, -1)
         return Apply(lambda m, x: x + m.table[: x.shape[1]], table=table), shape
 
@@ -138,7 +138,7 @@ class PerHead(Block):
     how: str = "linear"
     """``linear`` (over dim), ``mix`` (over heads), ``scale`` (one number a head), ``norm`` (over dim), ``swap``."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         parts: dict[str, Any] = {"up": nn.Linear(shape.width, self.heads * self.dim)}
         if self.how == "linear":
             parts["inner"] = nn.Linear(self.dim, self.dim)
@@ -160,6 +160,7 @@ class PerHead(Block):
                 y = y * m.scale
             else:
                 y = y.transpose(-1, -2)
-            return y.flatten(-2)
+            result: torch.Tensor = y.flatten(-2)
+            return result
 
         return Apply(forward, **parts), shape.wide(self.heads * self.dim)

@@ -29,7 +29,7 @@ def plans(graph: Graph, certificates: Sequence[str] = SOUND, form: str = "fx") -
         certificates: which groups may be cut.
         form: recorded in the plan, and so what :func:`shearfx.verify` compares.
     """
-    removed = {
+    removed: dict[str, st.SearchStrategy[frozenset[int]]] = {
         group.name: st.one_of(
             st.just(frozenset()), st.frozensets(st.integers(0, group.size - 1), min_size=1, max_size=group.size - 1)
         )
@@ -50,7 +50,7 @@ def random_cuts(graph: Graph, rng: random.Random, certificates: Sequence[str] = 
     groups = prunable(graph, certificates)
     share = rng.choice((0.4, 0.8, 1.0))
     for group in groups:
-        if rng.random() < share or group is groups[-1] and not kept:
+        if rng.random() < share or (group is groups[-1] and not kept):
             count = rng.randint(1, group.size - 1)
             kept[group.name] = sorted(rng.sample(range(group.size), count))
     return kept

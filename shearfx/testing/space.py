@@ -22,7 +22,7 @@ class Conv(Block):
     transposed: bool = False
     bias: bool = True
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         groups = self.groups if shape.width % self.groups == 0 else 1
         names = {
             (1, False): nn.Conv1d,
@@ -44,7 +44,7 @@ class Depthwise(Block):
     transposed: bool = False
     bias: bool = True
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         return Conv(self.multiplier, shape.width, 3, self.transposed, self.bias).build(shape)
 
 
@@ -56,7 +56,7 @@ class UNet(Block):
     concat: bool = True
     pool: str = "max"
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         inner = Shape(shape.kind, shape.width, shape.side // 2)
         body, after = chain(self.body, inner)
         make: Any = nn.ConvTranspose1d if shape.space == 1 else nn.ConvTranspose2d
@@ -76,11 +76,12 @@ class Shuffle(Block):
 
     groups: int = 2
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         groups = self.groups if shape.width % self.groups == 0 else 1
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+            result: torch.Tensor = x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+            return result
 
         return Apply(forward), shape
 
@@ -89,7 +90,7 @@ class Shuffle(Block):
 class ToTokens(Block):
     """Positions become tokens."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         return Apply(lambda m, x: x.flatten(2).transpose(1, 2)), Shape("tokens", shape.width)
 
 
@@ -100,7 +101,7 @@ class ToFlat(Block):
     how: str = "mean"
     """``mean``, ``sum``, ``max``, ``flatten``, ``first``, ``adaptive``, ``logsumexp``."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         over = {"tokens": (1,), "signal": (2,), "image": (2, 3)}[shape.kind]
         if self.how == "flatten" and shape.kind != "tokens":
             return nn.Flatten(), Shape("flat", shape.width * shape.side**shape.space)

@@ -57,6 +57,9 @@ class Block:
 
     def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         """A module that takes tensors of this shape, and the shape of what it returns."""
+        return self._build(shape)
+
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         raise NotImplementedError
 
 
@@ -73,6 +76,7 @@ class Apply(nn.Module):
                 setattr(self, name, part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The function's result."""
         return self.function(self, x)
 
 

@@ -188,7 +188,7 @@ class Trap(Block):
     out: int = 4
     """Width of the linear layer; 0 for none."""
 
-    def build(self, shape: Shape) -> tuple[nn.Module, Shape]:
+    def _build(self, shape: Shape) -> tuple[nn.Module, Shape]:
         function, axis, width = LAST[self.name], shape.axis, self.out or shape.width
 
         def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
