@@ -36,6 +36,8 @@ _RESHAPES = {
 _STRETCHES = {aten.expand, aten.expand_as, aten.broadcast_to}
 _SPLITS = {aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split}
 _PERMUTES = {aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.swapaxes, aten.movedim}
+REARRANGING = _SAME | _RESHAPES | _STRETCHES | {aten.slice}
+"""What code may leave out where it has nothing to do (a group of one head needs no repeating)."""
 _IRRELEVANT = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "cudnn_enable",
                "cudnn_enabled"}  # fmt: skip
 
@@ -61,6 +63,7 @@ class Canonical:
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the open dims, by symbol."""
     outputs: list[Any] = field(default_factory=list)
+    unknown: int = 0
 
     def number(self, *key: Any) -> int:
         """The number of a computation."""
@@ -75,6 +78,14 @@ class Canonical:
     def _closed(self, size: Any) -> int:
         """An open size at the sizes of the capture."""
         return int(sympy.sympify(size).subs({symbol: self.sizes[str(symbol)] for symbol in size.free_symbols}))
+
+    def content(self, value: torch.Tensor) -> Any:
+        """The numbers of a constant; on the meta device, where there are none, its place among such constants."""
+        head = (str(value.dtype), tuple(value.shape))
+        if value.is_meta and value.numel():
+            self.unknown += 1
+            return (*head, "unknown", self.unknown)
+        return (*head, *(() if value.is_meta else value.flatten().tolist()))
 
     def value(self, value: Any) -> Any:
         """An argument: nodes by number, numbers by value."""
@@ -115,9 +126,9 @@ class Canonical:
             if packet in _RESHAPES:
                 return self._reshaped(source, before, shape)
             if packet in _PERMUTES:
-                probe = torch.empty([i + 2 for i in range(len(before))], device="meta")
-                axes = tuple(size - 2 for size in node.target(probe, *node.args[1:], **node.kwargs).shape)
-                return self.ids[source] if axes == tuple(range(len(axes))) else self.number("permute", self.ids[source], axes)
+                axes = _axes(node, len(shape))
+                same = axes == tuple(range(len(axes)))
+                return self.ids[source] if same else self.number("permute", self.ids[source], axes)
             if packet in _STRETCHES or packet is aten.repeat_interleave:
                 if before == shape:
                     return self.ids[source]
@@ -168,6 +179,12 @@ class Canonical:
         return found
 
 
+def _axes(node: fx.Node, rank: int) -> tuple[int, ...]:
+    """Where each dim of the result comes from, read off a tensor of distinct sizes."""
+    probe = torch.empty([i + 2 for i in range(rank)], device="meta")
+    return tuple(size - 2 for size in node.target(probe, *node.args[1:], **node.kwargs).shape)  # type: ignore[operator]
+
+
 def _functional(node: fx.Node) -> Any:
     """The operator, an in-place one as the one that returns a new tensor."""
     packet = getattr(node.target, "overloadpacket", None)
@@ -201,7 +218,7 @@ def of_traced(traced: Traced, table: dict[Any, int]) -> Canonical:
             result.shapes[node] = _shape(result, node)
         elif node.op == "get_attr":
             value = getattr(traced.graph.owning_module, str(node.target), None)
-            result.ids[node] = result.number("constant", "unknown" if value is None else _content(value))
+            result.ids[node] = result.number("constant", "unknown" if value is None else result.content(value))
             result.shapes[node] = _shape(result, node)
         elif node.op == "output":
             result.outputs = [result.value(v) for v in node.args[0] if v is not None]
@@ -273,13 +290,13 @@ def of_plan(
         elif node.op == "get_attr" and origin is not None and origin.op == "placeholder":
             tensor = graph.traced.tensors[origin]
             if tensor.kind == "constant":
-                result.ids[node] = result.number("constant", _content(getattr(module, str(node.target))))
+                result.ids[node] = result.number("constant", result.content(getattr(module, str(node.target))))
             else:
                 result.ids[node] = _leaf(result, node.name, tensor.name)
             result.shapes[node] = result.shape(_new_shape(graph, origin, after))
             node.meta.setdefault("val", origin.meta.get("val"))
         elif node.op == "get_attr":
-            result.ids[node] = result.number("constant", _content(getattr(module, str(node.target))))
+            result.ids[node] = result.number("constant", result.content(getattr(module, str(node.target))))
         elif node.op == "call_module":
             result.outputs = [result.value(v) for v in node.args if v is not None]
         elif node.op != "output":
@@ -289,12 +306,6 @@ def of_plan(
 
 def _leaf(result: Canonical, argument: str, name: str | None) -> Any:
     return result.number("input", argument) if name is None else result.number("tensor", name)
-
-
-def _content(value: torch.Tensor) -> Any:
-    if value.is_meta or isinstance(value, torch._subclasses.FakeTensor):
-        return ("unknown", id(value))
-    return str(value.dtype), tuple(value.shape), tuple(value.flatten().tolist())
 
 
 def _shape(result: Canonical, node: fx.Node) -> Any:

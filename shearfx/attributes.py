@@ -21,10 +21,11 @@ from shearfx.errors import PlanError, TraceError, message
 from shearfx.examples import example
 from shearfx.graph import Graph
 from shearfx.hollow import hollow
-from shearfx.overlay import read, write
+from shearfx.overlay import is_integer, read, write
 from shearfx.probes import Probe, check_probe, probes_of
 from shearfx.pruning_plan import PruningPlan, masks_of
 from shearfx.reads import recording
+from shearfx.shallow import analysed, representative, shallow
 
 MAX_TRIES = 300
 """Captures in one search; a class that needs more is refused."""
@@ -44,21 +45,24 @@ class Solution:
 
 
 @dataclass
-class _Memory:
+class Memory:
     """What is known of one analysed model, kept as long as its graph."""
 
+    model: nn.Module
+    """The model as it is probed: without weights, with few layers."""
+    graph: Graph
     read: dict[tuple[str, str], int]
     call: dict[str, Any]
     sizes: dict[str, int]
     probes: list[Probe]
     usable: str = ""
     """Why the model's code cannot be re-captured; empty where it can."""
-    chosen: dict[Any, dict[tuple[str, str], int]] = field(default_factory=dict)
+    chosen: dict[Any, dict[tuple[str, str, str], int]] = field(default_factory=dict)
     """For kinds of groups cut: the choice that was accepted for each attribute of a class."""
     probed: set[Any] = field(default_factory=set)
 
 
-_MEMORY: weakref.WeakKeyDictionary[fx.Graph, _Memory] = weakref.WeakKeyDictionary()
+_MEMORY: weakref.WeakKeyDictionary[fx.Graph, Memory] = weakref.WeakKeyDictionary()
 
 
 def solve(model: nn.Module, graph: Graph, plan: PruningPlan, example_call: Mapping[str, Any] | None = None) -> Solution:
@@ -70,14 +74,44 @@ def solve(model: nn.Module, graph: Graph, plan: PruningPlan, example_call: Mappi
         plan: the cut.
         example_call: arguments by name, where they cannot be made from the graph.
     """
-    memory = _memory(model, graph, example_call)
+    memory = memory_of(model, graph, example_call)
     if memory.usable:
         return Solution(ok=False, reason=memory.usable)
     try:
-        small = hollow(model, plan)
+        return _solve(model, graph, plan, memory)
     except PlanError as error:
         return Solution(ok=False, reason=str(error))
-    return _Search(model, small, graph, plan, memory).run()
+
+
+def _solve(model: nn.Module, graph: Graph, plan: PruningPlan, memory: Memory) -> Solution:
+    if memory.graph is graph:
+        return _Search(memory, memory.model, graph, plan, memory.read).run()
+    # First on few layers, under all probes; then on all of them, starting from what was found.
+    first = _Search(memory, memory.model, memory.graph, representative(plan, memory.graph), memory.read).run()
+    if not first.ok:
+        return first
+    full = hollow(model)
+    kinds: dict[str, set[str]] = {}
+    for path, name in memory.read:
+        kinds.setdefault(type(memory.model.get_submodule(path)).__qualname__, set()).add(name)
+    everywhere = {
+        (path, name): value
+        for path, module in full.named_modules()
+        for name in sorted(kinds.get(type(module).__qualname__, ()))
+        if is_integer(value := read(module, name)) and value > 1
+    }
+    return _Search(memory, full, graph, plan, everywhere).run()
+
+
+def solve_shallow(memory: Memory, plan: PruningPlan, probing: bool = True) -> Solution:
+    """The same for a plan over the groups of the graph that is probed; with or without other calls than the user's."""
+    try:
+        search = _Search(memory, memory.model, memory.graph, plan, memory.read)
+        if not probing:
+            search.probes = []
+        return search.run()
+    except PlanError as error:
+        return Solution(ok=False, reason=str(error))
 
 
 def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
@@ -98,34 +132,39 @@ def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
     return replace(plan, attributes=solution.attributes, options={"form": "module", **plan.options})
 
 
-def _memory(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> _Memory:
+def memory_of(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None = None) -> Memory:
+    """What is known of an analysed model: found out at the first call, once."""
     key = graph.traced.graph
     if key not in _MEMORY:
         _MEMORY[key] = _remember(model, graph, example_call)
     return _MEMORY[key]
 
 
-def _remember(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> _Memory:
+def _remember(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> Memory:
     """Run the uncut model once: what it reads, and whether a capture of it is the graph that was analysed."""
+    full = hollow(model)
     try:
         call, sizes = example(graph) if example_call is None else (dict(example_call), {})
     except TraceError as error:
-        return _Memory({}, {}, {}, [], str(error))
-    full = hollow(model)
-    memory = _Memory({}, call, sizes, [])
+        return Memory(full, graph, {}, {}, {}, [], str(error))
+    # On the CPU constants have values to compare, which they do not have on the meta device.
+    if (cut := shallow(full)) is not None and (few := analysed(small := hollow(cut, device="cpu"), call, graph)):
+        memory = Memory(small, few, {}, call, sizes, [])
+    else:
+        memory = Memory(full, graph, {}, call, sizes, [])
     try:
-        with recording(full) as log:
-            actual = capture(full, call)
+        with recording(memory.model) as log:
+            actual = capture(memory.model, call)
         memory.read = log
         table: dict[Any, int] = {}
-        expected, module = of_plan(graph, {}, shapes_of(full), sizes, table)
+        expected, module = of_plan(memory.graph, {}, shapes_of(memory.model), sizes, table)
         failure = difference(expected, module, of_traced(actual, table), actual)
     except (CaptureError, UnsupportedError) as error:
         failure = Failure(str(error), getattr(error, "where", ""))
     if failure is not None:
         memory.usable = f"its code cannot be followed a second time: {failure.reason} {failure.where}"
         return memory
-    memory.probes = probes_of(model, full, call, memory.read)
+    memory.probes = probes_of(memory.model, call, memory.read)
     return memory
 
 
@@ -136,14 +175,17 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 class _Search:
-    def __init__(self, model: nn.Module, small: nn.Module, graph: Graph, plan: PruningPlan, memory: _Memory) -> None:
-        self.model, self.small, self.plan, self.memory = model, small, plan, memory
+    def __init__(
+        self, memory: Memory, model: nn.Module, graph: Graph, plan: PruningPlan, reads: Mapping[tuple[str, str], int]
+    ) -> None:
+        self.model, self.small, self.plan, self.memory = model, hollow(model, plan), plan, memory
+        self.probes = memory.probes if graph is memory.graph else []
         masks = masks_of(graph, plan)
         sizes = {atom: int(mask.sum()) for atom, mask in masks.items()}
         # What mirrors a parameter's shape has been adjusted already.
         left = {
-            (path, name): old for (path, name), old in memory.read.items()
-            if read(small.get_submodule(path), name) == old
+            (path, name): old for (path, name), old in reads.items()
+            if read(self.small.get_submodule(path), name) == old
         }  # fmt: skip
         self.variables = variables(graph, model, left, sizes)
         self.table: dict[Any, int] = {}
@@ -151,7 +193,8 @@ class _Search:
         self.expected, self.module = of_plan(graph, masks, plan.shapes_after(), memory.sizes, self.table)
         self.kinds = frozenset(cut.kind for cut in plan.cuts)
         self.tried: dict[frozenset[tuple[Variable, int]], Failure | None] = {}
-        self.first: Failure | None = None
+        self.best: Failure | None = None
+        """The failure that came farthest: it says what really stands against the cut."""
 
     def run(self) -> Solution:
         for start in self._starts():
@@ -159,15 +202,16 @@ class _Search:
             if found is not None:
                 self._keep(found)
                 return Solution(self._values(found), tries=len(self.tried))
-        failure = self.first or Failure("")
+        failure = self.best or Failure("")
         return Solution(ok=False, reason=failure.reason, where=failure.where, tries=len(self.tried))
 
     def _starts(self) -> Iterator[Assignment]:
         """What worked for a plan of the same kinds, then nothing."""
-        remembered = self.memory.chosen.get(self.kinds, {})
+        known = sorted((kinds for kinds in self.memory.chosen if kinds <= self.kinds), key=len)
+        remembered = {key: at for kinds in known for key, at in self.memory.chosen[kinds].items()}
         guess = {
-            v: remembered[v.kind, v.attribute] for v in self.variables
-            if remembered.get((v.kind, v.attribute)) in v.choices
+            v: remembered[v.kind, v.attribute, v.terms] for v in self.variables
+            if remembered.get((v.kind, v.attribute, v.terms)) in v.choices
         }  # fmt: skip
         if guess:
             yield guess
@@ -204,8 +248,9 @@ class _Search:
         key = frozenset(assignment.items())
         if key not in self.tried:
             self.tried[key] = self._judge(assignment)
-            if self.first is None:
-                self.first = self.tried[key]
+            failure = self.tried[key]
+            if failure is not None and (self.best is None or failure.rank > self.best.rank):
+                self.best = failure
         return self.tried[key]
 
     def _judge(self, assignment: Assignment) -> Failure | None:
@@ -240,11 +285,12 @@ class _Search:
         key = (self.kinds, frozenset((v.kind, v.attribute, at) for v, at in assignment.items()))
         if key in self.memory.probed:
             return None
-        for probe in self.memory.probes:
+        for probe in self.probes:
             failure = check_probe(probe, self.small, self.plan)
             if failure is not None:
                 return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9)
-        self.memory.probed.add(key)
+        if self.probes:
+            self.memory.probed.add(key)
         return None
 
     def _values(self, assignment: Assignment) -> dict[str, dict[str, int | float]]:
@@ -267,7 +313,7 @@ class _Search:
 
     def _keep(self, assignment: Assignment) -> None:
         chosen = self.memory.chosen.setdefault(self.kinds, {})
-        chosen.update({(v.kind, v.attribute): at for v, at in assignment.items()})
+        chosen.update({(v.kind, v.attribute, v.terms): at for v, at in assignment.items()})
 
 
-__all__ = ["MAX_TRIES", "Solution", "settle", "solve"]
+__all__ = ["MAX_TRIES", "Memory", "Solution", "memory_of", "settle", "solve", "solve_shallow"]

@@ -21,12 +21,16 @@ class Variable:
 
     kind: str
     attribute: str
+    terms: str
+    """The terms that its instances see, as text."""
     paths: tuple[str, ...]
     choices: Mapping[int, tuple[int, ...]] = field(hash=False, compare=False)
     """Position of a term to its new size in each instance."""
 
 
-def variables(graph: Graph, model: nn.Module, read: Mapping[tuple[str, str], int], sizes: Mapping[Atom, int]) -> list[Variable]:
+def variables(
+    graph: Graph, model: nn.Module, read: Mapping[tuple[str, str], int], sizes: Mapping[Atom, int]
+) -> list[Variable]:
     """The attributes that may have to change, one entry for all modules of a class.
 
     Args:
@@ -42,7 +46,7 @@ def variables(graph: Graph, model: nn.Module, read: Mapping[tuple[str, str], int
             # Modules of one class that see different terms (with and without a bias, say) are solved apart.
             instances.setdefault((kind, name, _signature(options)), []).append((path, options, old))
     found = []
-    for (kind, name, _), group in instances.items():
+    for (kind, name, signature), group in instances.items():
         choices: dict[int, tuple[int, ...]] = {}
         for at in range(max(len(options) for _, options, _ in group)):
             values = tuple(
@@ -51,7 +55,7 @@ def variables(graph: Graph, model: nn.Module, read: Mapping[tuple[str, str], int
             if values not in choices.values() and any(v != old for v, (_, _, old) in zip(values, group, strict=True)):
                 choices[at] = values
         if choices:
-            found.append(Variable(kind, name, tuple(path for path, _, _ in group), choices))
+            found.append(Variable(kind, name, signature, tuple(path for path, _, _ in group), choices))
     return found
 
 

@@ -8,6 +8,7 @@ module in which it did.
 from __future__ import annotations
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
-from shearfx.tracing import Tensor, Traced, _adapters as adapters_of, _quiet, evaluation, tensor_names
+from shearfx.tracing import Tensor, Traced, _quiet, evaluation, tensor_names
+from shearfx.tracing import _adapters as adapters_of
 
 
 class CaptureError(Exception):
@@ -70,7 +72,7 @@ def capture(model: nn.Module, call: Mapping[str, Any], forward: Callable[..., An
         return _describe(model, graph, list(tensors), aliases, [paths[i] for i in where], out)
 
     inputs = [leaves[i] for i in where]
-    with evaluation(model), _quiet(), torch.no_grad(), _exporting():
+    with evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent():
         try:
             made = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True,
                            record_stack_traces=True)(tensors, inputs)  # fmt: skip
@@ -94,6 +96,9 @@ def _describe(
     inputs = dict(zip(arguments, placeholders[len(names) :], strict=True))
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and "_set_grad_enabled" in str(node.target) and not node.users:
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.detach_.default:  # says nothing without gradients
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     adapters, ranks = adapters_of(model, dict(aliases))
     return Traced(graph, tensors, [], inputs, {}, spec, {}, type(model).__name__, [], adapters, ranks)
@@ -172,3 +177,15 @@ def _exporting() -> Iterator[None]:
         yield
     finally:
         compiler._is_compiling_flag, compiler._is_exporting_flag = before
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No log of operators that do not run on these sizes: the caller reports what matters."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    try:
+        logger.disabled = True
+        yield
+    finally:
+        logger.disabled = before

@@ -13,8 +13,9 @@ from shearfx.overlay import write
 from shearfx.pruning_plan import PruningPlan
 
 
-def hollow(model: nn.Module, plan: PruningPlan | None = None) -> nn.Module:
-    """A copy of the model with empty tensors, cut as the plan says, on the CPU (on meta where the model is there).
+def hollow(model: nn.Module, plan: PruningPlan | None = None, device: str = "") -> nn.Module:
+    """A copy of the model with empty tensors, cut as the plan says, on a device (by default
+    the CPU, or meta where the model is there).
 
     Memory for the tensors is asked for but never touched. What mirrors a parameter's shape is adjusted, as are the
     epsilons of compensated norms; the plan's other attributes are not.
@@ -26,8 +27,7 @@ def hollow(model: nn.Module, plan: PruningPlan | None = None) -> nn.Module:
     memo: dict[int, torch.Tensor] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         shape = shapes.get(name, tuple(tensor.shape))
-        device = "meta" if tensor.is_meta else "cpu"
-        empty = torch.empty(shape, dtype=tensor.dtype, device=device)
+        empty = torch.empty(shape, dtype=tensor.dtype, device=device or ("meta" if tensor.is_meta else "cpu"))
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     small = copy.deepcopy(model, memo)
     small.eval()

@@ -39,10 +39,11 @@ def mirrored(module: nn.Module, path: str, leaves: list[str], plan: PruningPlan)
             if weight is None:
                 return {}
             leading = _leading(plan, prefix, leaves, getattr(module, "groups", getattr(module, "num_groups", 1)))
-            return {k: v for k, v in documented(tuple(weight.shape), leading).items() if k.split(".")[0] in vars(module)}
+            values = documented(tuple(weight.shape), leading)
+            return {name: value for name, value in values.items() if name.split(".")[0] in vars(module)}
     if type(module).__name__ == "Conv1D" and {"nf", "nx"} <= vars(module).keys():  # transformers.pytorch_utils
-        weight = module.weight
-        return {"nx": int(weight.shape[0]), "nf": int(weight.shape[1])}
+        rows, columns = module.get_parameter("weight").shape
+        return {"nx": int(rows), "nf": int(columns)}
     return _by_value(module, prefix, leaves, plan)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,18 @@ def construct_module(model: nn.Module, plan: PruningPlan, *, consume: bool = Fal
 
     Args:
         model: the model that the plan was made for; left as it was unless ``consume``.
-        plan: what stays, with the attributes that were solved for (see ``shearfx.attributes``).
+        plan: what stays. Its attributes are solved for here if no one did (see ``shearfx.attributes``).
         consume: cut ``model`` itself and return it; each full tensor is freed as soon as its slice is made.
 
     Raises:
         PlanError: the plan names an attribute that the model does not have, or a norm's epsilon cannot be found.
     """
+    if "form" not in plan.options:
+        # Made by hand: nobody has shown yet that the class can hold it.
+        from shearfx.attributes import settle
+        from shearfx.construction import analysis_of
+
+        plan = settle(model, analysis_of(model, plan), plan)
     epsilons = [(how, epsilon_of(model, how)) for how in plan.compensations]
     if consume:
         for name, tensor in _unique(model):
@@ -40,7 +47,11 @@ def construct_module(model: nn.Module, plan: PruningPlan, *, consume: bool = Fal
             del full, small
     else:
         # What is mapped in the memo is not copied by deepcopy: each tensor is copied once, at the size that it keeps.
-        memo = {id(tensor): small for name, tensor in _unique(model) if (small := _cut(name, tensor, plan)) is not None}
+        memo: dict[int, Any] = {}
+        for name, tensor in _unique(model):
+            small_or_none = _cut(name, tensor, plan)
+            if small_or_none is not None:
+                memo[id(tensor)] = small_or_none
         model = copy.deepcopy(model, memo)
     mirror(model, plan)
     for path, changes in plan.attributes.items():

@@ -28,7 +28,7 @@ def recording(model: nn.Module) -> Iterator[dict[tuple[str, str], int]]:
             configs = {name: value for name, value in vars(module).items() if is_config(value)}
             restore.append((module, kind, configs))
             for name, value in configs.items():
-                vars(module)[name] = _Watched(value, (log, path, name))
+                vars(module)[name] = _Watched(value, {"": (log, path, name)})
             module.__class__ = watched[kind]
         yield log
     finally:
@@ -45,8 +45,10 @@ def is_config(value: Any) -> bool:
 
 
 def _watching(kind: type, log: dict[tuple[str, str], int], paths: dict[int, str]) -> type:
+    inherited: Any = kind.__getattribute__
+
     def read(self: nn.Module, name: str) -> Any:
-        value = kind.__getattribute__(self, name)
+        value = inherited(self, name)
         if is_integer(value) or isinstance(value, (tuple, list)):
             own = object.__getattribute__(self, "__dict__")
             if name in own and not name.startswith("_"):
@@ -68,6 +70,6 @@ class _Watched(Overlay):
         target = object.__getattribute__(self, "_target")
         value = getattr(target, name)
         if is_integer(value) and value > 1 and not name.startswith("_"):
-            log, path, holder = object.__getattribute__(self, "_changes")
+            log, path, holder = object.__getattribute__(self, "_changes")[""]
             log.setdefault((path, f"{holder}.{name}"), value)
         return value
