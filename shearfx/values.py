@@ -63,7 +63,7 @@ def add(values: Iterable[Value]) -> Value:
     return top
 
 
-_REAL = (-30.0, -2.0, -1.0, -0.5, 0.0, 1e-3, 0.5, 1.0, 2.0, 30.0)
+_REAL = (-30.0, -5.3, -2.0, -1.4, -1.0, -0.5, -0.1, 0.0, 1e-3, 0.1, 0.5, 1.0, 1.4, 2.0, 3.0, 5.3, 7.0, 30.0)
 _SAMPLES = {
     Value.ZERO: (0.0,),
     Value.POSITIVE: tuple(x for x in _REAL if x > 0),
@@ -101,7 +101,7 @@ def samples(value: Value, dtype: torch.dtype, around: Iterable[float] = ()) -> t
 def classify(result: torch.Tensor) -> Value:
     """The class that a tensor of results belongs to."""
     if result.is_complex():
-        result = torch.view_as_real(result)
+        result = torch.view_as_real(result.resolve_conj())
     if result.is_floating_point() and not bool(torch.isfinite(result).all()):
         return Value.UNKNOWN if bool((result.isnan() | result.isposinf()).any()) else Value.MASKED
     if not bool(result.any()):

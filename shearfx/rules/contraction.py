@@ -136,6 +136,9 @@ def _conv_samples(transposed: bool) -> Any:
                 yield target, (x, weight, bias, *([o] * rank if i < 3 else o for i, o in enumerate(options))), {}
                 if groups == 1:
                     yield target, (x, weight), {}
+                if not transposed:
+                    padded = getattr(aten, f"conv{rank}d").padding
+                    yield padded, (x, weight, bias, [1] * rank, "same", [1] * rank, groups), {}
 
     return samples
 
@@ -158,7 +161,14 @@ def transposed_convolution(site: Site) -> Dims:
     return _convolve(site, transposed=True)
 
 
-@rule(aten.convolution.default)
+def _general_samples() -> Iterable[tuple[Any, ...]]:
+    x, bias = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    for transposed, shape in ((False, (6, 2, 3, 3)), (True, (4, 3, 3, 3))):
+        weight = torch.randn(shape, dtype=torch.float64)
+        yield aten.convolution.default, (x, weight, bias, [1, 1], [1, 1], [1, 1], transposed, [0, 0], 2), {}
+
+
+@rule(aten.convolution.default, samples=_general_samples)
 def general_convolution(site: Site) -> Dims:
     """Either, by the argument ``transposed``."""
     return _convolve(site, transposed=bool(site.arg("transposed")))

@@ -20,6 +20,11 @@ def _fill_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.full.default, ([2, 3], 1.5), {}
     yield aten.new_zeros.default, (x, [4]), {}
     yield aten.new_ones.default, (x, [4]), {}
+    yield aten.new_full.default, (x, [4], 2.5), {}
+    yield aten.new_empty.default, (x, [4]), {}
+    yield aten.empty.memory_format, ([4],), {}
+    yield aten.empty_permuted.default, ([2, 3], [1, 0]), {}
+    yield aten.scalar_tensor.default, (2.0,), {}
 
 
 @rule(
@@ -39,12 +44,12 @@ def fill(site: Site) -> Dims:
 
 def _filled(site: Site) -> Value:
     name = str(site.node.target).split(".")[1]
-    if "zeros" in name:
+    if "zero" in name:
         return Value.ZERO
     if "ones" in name:
         return Value.POSITIVE
-    if "full" in name:
-        return of_number(site.arg("fill_value"))
+    if "fill" in name or "full" in name:
+        return of_number(site.arg("value" if "fill" in name else "fill_value"))
     return Value.FINITE
 
 
@@ -52,11 +57,16 @@ def _like_samples() -> Iterable[tuple[Any, ...]]:
     x = torch.randn(2, 3, dtype=torch.float64)
     yield aten.zeros_like.default, (x,), {}
     yield aten.full_like.default, (x, 2.0), {}
+    yield aten.ones_like.default, (x,), {}
+    yield aten.empty_like.default, (x,), {}
+    yield aten.zero.default, (x,), {}
+    yield aten.fill.Scalar, (x, -1.5), {}
+    yield aten.fill.Tensor, (x, torch.tensor(2.0, dtype=torch.float64)), {}
 
 
 @rule(
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
-    samples=_like_samples,
+    aten.zero.default, aten.fill.Scalar, aten.fill.Tensor, samples=_like_samples,
 )  # fmt: skip
 def like(site: Site) -> Dims:
     """One number everywhere, in the shape of another tensor."""
@@ -71,6 +81,8 @@ def _table_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.arange.start_step, (1, 9, 2), {}
     yield aten.linspace.default, (0.0, 1.0, 5), {}
     yield aten.eye.default, (4,), {}
+    yield aten.eye.m, (4, 3), {}
+    yield aten.hann_window.default, (6,), {}
 
 
 @rule(

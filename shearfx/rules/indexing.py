@@ -40,10 +40,11 @@ def _index_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.index.Tensor, (_t(3, 4, 5), [None, a]), {}
     yield aten.index.Tensor, (_t(3, 4, 5), [a, None, a]), {}
     yield aten.index.Tensor, (_t(3, 4, 5), [None, a, b]), {}
+    yield aten._unsafe_index.Tensor, (_t(3, 4, 5), [None, a]), {}
     yield aten.index_select.default, (_t(3, 4, 5), 1, a), {}
 
 
-@rule(aten.index.Tensor, aten._unsafe_index.Tensor, samples=lambda: list(_index_samples())[:4])
+@rule(aten.index.Tensor, aten._unsafe_index.Tensor, samples=lambda: list(_index_samples())[:-1])
 def index(site: Site) -> Dims:
     """``x[..., i, j, ...]``: indexed dims are pinned, the indices' own dims take their place, the others pass."""
     node = site.arg("self")
@@ -87,7 +88,7 @@ def _sliced(site: Site, dims: Dims, axis: int, start: int, end: int) -> Dims:
     return (*dims[:axis], part, *dims[axis + 1 :])
 
 
-@rule(aten.index_select.default, samples=lambda: list(_index_samples())[4:])
+@rule(aten.index_select.default, samples=lambda: list(_index_samples())[-1:])
 def index_select(site: Site) -> Dims:
     """Indices of one dim, picked by data."""
     dims = site.dims("self")
@@ -103,6 +104,7 @@ def _gather_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.scatter.src, (_t(2, 4), 1, i, _t(2, 3)), {}
     yield aten.scatter.value, (_t(2, 4), 1, i, 1.0), {}
     yield aten.scatter_add.default, (_t(2, 4), 1, i, _t(2, 3)), {}
+    yield aten.scatter_reduce.two, (_t(2, 4), 1, i, _t(2, 3), "amax"), {}
 
 
 @rule(aten.gather.default, samples=lambda: list(_gather_samples())[:1])
@@ -157,10 +159,11 @@ def _written(values: list[Value]) -> Value:
 def _put_samples() -> Iterable[tuple[Any, ...]]:
     a = torch.tensor([0, 2])
     yield aten.index_put.default, (_t(3, 4, 5), [a], _t(2, 4, 5)), {}
+    yield aten._unsafe_index_put.default, (_t(3, 4, 5), [a], _t(2, 4, 5)), {}
     yield aten.index_add.default, (_t(3, 4), 0, a, _t(2, 4)), {}
 
 
-@rule(aten.index_put.default, aten._unsafe_index_put.default, samples=lambda: list(_put_samples())[:1])
+@rule(aten.index_put.default, aten._unsafe_index_put.default, samples=lambda: list(_put_samples())[:-1])
 def index_put(site: Site) -> Dims:
     """``x[i] = values``: as reading, with the values' dims as the result's."""
     dims = site.dims("self")
@@ -176,11 +179,12 @@ def index_put(site: Site) -> Dims:
     for i in present:
         site.pin(dims[i], LOOKED_UP)
     taken = site.broadcast([site.dims(indices[i]) for i in present])
+    site.pin(taken, "places given by data")
     site.broadcast([(*dims[: present[0]], *taken, *dims[present[-1] + 1 :]), values])
     return dims
 
 
-@rule(aten.index_add.default, samples=lambda: list(_put_samples())[1:])
+@rule(aten.index_add.default, samples=lambda: list(_put_samples())[-1:])
 def index_add(site: Site) -> Dims:
     """Rows added at places given by data."""
     dims, source = site.dims("self"), site.dims("source")
@@ -191,12 +195,14 @@ def index_add(site: Site) -> Dims:
         if i != axis:
             site.equate(a, b)
     site.equate(site.dims("index")[0], source[axis])
+    site.contracts(source[axis], lambda values: values[1], carriers=(1,))
     return dims
 
 
 def _sort_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.topk.default, (_t(2, 5), 2), {}
     yield aten.sort.default, (_t(2, 5), -1), {}
+    yield aten.sort.stable, (_t(2, 5),), {"stable": True, "dim": 0}
 
 
 @rule(aten.topk.default, aten.sort.default, aten.sort.stable, samples=_sort_samples)
@@ -204,7 +210,7 @@ def ranking(site: Site) -> list[Dims | None]:
     """Ordered along one dim, which is pinned: what comes first depends on all of it."""
     dims = site.dims("self")
     axis = site.axis("dim", len(dims))
-    site.operands(site.arg("self"), transfer=join)
+    site.operands(site.arg("self"), transfer=_written)  # the order is no zero where the numbers are
     site.pin(dims[axis], "its indices are ranked")
     out = site.fresh(shape_of(site.node.meta["val"][0])[axis])
     site.pin(out, "its indices are ranked")
@@ -212,11 +218,16 @@ def ranking(site: Site) -> list[Dims | None]:
     return [result, result]
 
 
-@rule(aten.argsort.default, aten.argsort.stable)
+def _argsort_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.argsort.default, (_t(2, 5), 1), {}
+    yield aten.argsort.stable, (_t(2, 5),), {"stable": True, "dim": 0}
+
+
+@rule(aten.argsort.default, aten.argsort.stable, samples=_argsort_samples)
 def argsort(site: Site) -> Dims:
     """The order itself."""
     dims = site.dims("self")
-    site.operands(site.arg("self"), transfer=join)
+    site.operands(site.arg("self"), transfer=_written)
     site.pin(dims[site.axis("dim", len(dims))], "its indices are ranked")
     return dims
 

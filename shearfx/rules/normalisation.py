@@ -23,11 +23,11 @@ def _batch_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.batch_norm.default, (x, *c, False, 0.1, 1e-5, False), {}
     yield aten.batch_norm.default, (x, None, None, c[2], c[3], False, 0.1, 1e-5, False), {}
     yield aten._native_batch_norm_legit_no_training.default, (x, *c, 0.1, 1e-5), {}
+    yield aten.batch_norm.default, (x, None, None, None, None, True, 0.0, 1e-5, False), {}
 
 
 @rule(
-    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, aten.cudnn_batch_norm.default,
-    samples=_batch_samples,
+    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, samples=_batch_samples,
 )  # fmt: skip
 def batch_norm(site: Site) -> Any:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` per channel, from running statistics (evaluation mode)."""
@@ -39,9 +39,12 @@ def batch_norm(site: Site) -> Any:
         if node is not None:
             site.equate(channel, site.dims(node)[0])
     weight, bias = tensors[1], tensors[2]
-    if training:
-        site.pin(channel, "normalised by statistics of the batch (training mode)")
-    site.operands(tensors[0], weight, bias, transfer=_affine(weight is not None, bias is not None))
+    if training:  # of a weight, to standardise it, or where a module was left in training mode
+        for i, dim in enumerate(x):
+            if i != 1:
+                site.approximates(dim, "a batch norm in training mode takes mean and variance over it")
+    affine = _affine(weight is not None, bias is not None, zero=training)
+    site.operands(tensors[0], weight, bias, transfer=affine)
     _carried(site, x, (1,))
     site.role("channels", channel)
     return x if isinstance(site.node.meta["val"], torch.Tensor) else [x, None, None]
@@ -52,9 +55,13 @@ def _carried(site: Site, x: Dims, axes: Iterable[int]) -> None:
     site.record.carried = [(dim, (0, 1, 2) if i in axes else (0,)) for i, dim in enumerate(x)]
 
 
-def _affine(weighted: bool, biased: bool) -> Any:
+def _affine(weighted: bool, biased: bool, zero: bool = False) -> Any:
+    """Of ``normalised * weight + bias``; ``zero`` where a channel of zeros has mean zero, by its own statistics."""
+
     def transfer(values: list[Value]) -> Value:
         normalised = Value.UNKNOWN if values[0] > Value.FINITE else Value.FINITE
+        if zero and values[0] is Value.ZERO:
+            normalised = Value.ZERO
         product = multiply([normalised, values[1]]) if weighted else normalised
         return add([product, values[-1]]) if biased else product
 

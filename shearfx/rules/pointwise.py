@@ -18,6 +18,7 @@ _UNTAGGED = (
     "absolute", "arcsinh", "arctan", "arctan2", "complex", "conj", "divide", "fix", "floor_divide", "greater",
     "greater_equal", "hardswish", "less", "less_equal", "multiply", "negative", "not_equal", "polar", "real", "imag",
     "rsub", "special_ndtr", "subtract", "relu6", "where",
+    "__and__", "__or__", "isclose", "masked_fill",
 )  # fmt: skip
 """Point-wise operators that torch 2.13 forgets to tag, most of them second names of tagged ones."""
 
@@ -71,7 +72,18 @@ def _identity_samples() -> Iterable[tuple[Any, ...]]:
     x = torch.randn(3, 4, dtype=torch.float64)
     yield aten.clone.default, (x,), {}
     yield aten.to.dtype, (x, torch.float32), {}
-    yield aten.dropout.default, (x, 0.5, False), {}
+    yield aten.to.dtype, (x.exp(), torch.int64), {}
+    yield aten._to_copy.default, (x,), {"dtype": torch.float32}
+    yield aten.to.dtype_layout, (x,), {"dtype": torch.float32}
+    yield aten.to.device, (x, "cpu", torch.float32), {}
+    yield aten.to.other, (x, x[0].float()), {}
+    yield aten.type_as.default, (x, x.float()), {}
+    for dropout in (aten.dropout.default, aten.alpha_dropout.default, aten.feature_dropout.default):
+        yield dropout, (x, 0.5, False), {}
+    for same in (aten.contiguous, aten.detach, aten.alias, aten.lift_fresh_copy, aten.positive, aten.resolve_conj,
+                 aten.resolve_neg):  # fmt: skip
+        yield same.default, (x,), {}
+    yield aten.copy.default, (x, x[0]), {}
 
 
 @rule(
@@ -87,7 +99,19 @@ def identity(site: Site) -> Dims:
         site.operands(site.arg("src"), transfer=join)
         return site.broadcast([site.dims("self"), site.dims("src")])
     first = next(node for node in site.tensors() if node is not None)
-    site.operands(first, transfer=join)
+    site.operands(first, transfer=_rounded if _whole(site) else join)
+    if "dropout" in str(site.node.target) and site.arg("train"):
+        site.pin(site.dims(first), "dropout in training mode draws random numbers in the order of positions")
     if site.node.target not in _CASTS:
         site.record.constant = site.records[first].constant
     return site.dims(first)
+
+
+def _whole(site: Site) -> bool:
+    dtype = site.node.meta["val"].dtype
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
+def _rounded(values: list[Value]) -> Value:
+    """Of a cast to whole numbers: one half becomes zero."""
+    return Value.NONNEGATIVE if values[0] is Value.POSITIVE else values[0]

@@ -32,6 +32,7 @@ def _sum_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.sum.default, (_t(2, 3),), {}
     yield aten.linalg_vector_norm.default, (_t(2, 3, 4), 2, [-1], True), {}
     yield aten.norm.ScalarOpt_dim, (_t(2, 3, 4), 2, [1]), {}
+    yield aten.norm.ScalarOpt_dim, (_t(2, 3, 4), -2, [1]), {}
     yield aten.norm.Scalar, (_t(2, 3), 2), {}
     yield aten.linalg_vector_norm.default, (_t(2, 3, 4), 0, [1]), {}
     yield aten.linalg_vector_norm.default, (_t(2, 3, 4), float("inf"), [1]), {}
@@ -52,7 +53,7 @@ def total(site: Site) -> Dims:
     """Sums, and norms of any positive order: a zero more or less changes nothing."""
     dims = site.dims("self")
     axes = _reduced_axes(site, len(dims))
-    order = site.arg("ord") if site.node.target is aten.linalg_vector_norm.default else 2
+    order = _order(site)
     site.operands(site.arg("self"), transfer=_norm if "norm" in str(site.node.target) else join)
     for axis in axes:
         if isinstance(order, (int, float)) and order > 0:
@@ -60,6 +61,13 @@ def total(site: Site) -> Dims:
         else:
             site.approximates(dims[axis], f"a norm of order {order}")
     return _kept(site, dims, axes)
+
+
+def _order(site: Site) -> Any:
+    if "norm" not in str(site.node.target):
+        return 1
+    order = site.arg("ord" if site.node.target is aten.linalg_vector_norm.default else "p")
+    return 2 if order is None else order
 
 
 def _norm(values: list[Value]) -> Value:

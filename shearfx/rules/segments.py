@@ -20,7 +20,8 @@ def _t(*shape: int) -> torch.Tensor:
 
 def _cat_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.cat.default, ([_t(2, 3, 4), _t(2, 5, 4), _t(2, 1, 4)], 1), {}
-    yield aten.cat.default, ([_t(2, 3), _t(2, 4)], -1), {}
+    for target in (aten.cat.default, aten.concat.default, aten.concatenate.default):
+        yield target, ([_t(2, 3), _t(2, 4)], -1), {}
 
 
 @rule(aten.cat.default, aten.concat.default, aten.concatenate.default, samples=_cat_samples)
@@ -174,6 +175,9 @@ def _split_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.split_with_sizes.default, (_t(2, 8), [1, 4, 3], -1), {}
     yield aten.unbind.int, (_t(2, 3, 4), 1), {}
     yield aten.tensor_split.sections, (_t(2, 7), 3, 1), {}
+    yield aten.unsafe_split.Tensor, (_t(2, 8), 3, 1), {}
+    yield aten.unsafe_chunk.default, (_t(2, 8), 2, 1), {}
+    yield aten.split.sizes, (_t(2, 8), [1, 4, 3], 1), {}
 
 
 @rule(

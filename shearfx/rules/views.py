@@ -155,7 +155,8 @@ def expand(site: Site) -> Dims:
 def _stretched(site: Site, dims: Dims) -> Dims:
     shape = site.shape()
     padded = (ONE,) * (len(shape) - len(dims)) + dims
-    out = [dim if is_one(size) or not is_one(dim.size) else site.fresh(size) for dim, size in zip(padded, shape, strict=True)]
+    stretched = [is_one(dim.size) and not is_one(size) for dim, size in zip(padded, shape, strict=True)]
+    out = [site.fresh(size) if new else dim for dim, size, new in zip(padded, shape, stretched, strict=True)]
     for dim, before in zip(out, padded, strict=True):
         if dim is not before:
             site.role("repeated", dim)
