@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from shearfx.errors import CheckpointError, message
+from shearfx.pruning_plan import PruningPlan
 from shearfx.tensor_files import damaged, read_json
 
 __all__ = ["ADAPTER_CONFIG", "adapter_folders", "adapter_name", "base_name", "configs_of", "read_adapter", "unwrapped"]
@@ -58,6 +59,30 @@ def adapter_name(name: str, adapter: str) -> str | None:
             rest = [] if part == "lora_magnitude_vector" else parts[i + 2 :]
             return ".".join([*parts[:i], *kept, *rest])
     return None
+
+
+def for_base(plan: PruningPlan) -> PruningPlan:
+    """The part of a plan for a wrapped model that concerns its base, by the base's own names."""
+    names = {name: base for name in plan.shapes if (base := base_name(name)) is not None}
+
+    def own(path: str) -> str:
+        return path.removeprefix(PREFIX).replace(".base_layer", "")
+
+    return dataclasses.replace(
+        plan,
+        shapes={base: plan.shapes[name] for name, base in names.items()},
+        aliases={names[first]: tuple(names[n] for n in all_) for first, all_ in plan.aliases.items() if first in names},
+        terms={names[name]: terms for name, terms in plan.terms.items() if name in names},
+        compensations=tuple(
+            dataclasses.replace(how, weight=names[how.weight], module=own(how.module)) for how in plan.compensations
+        ),
+        attributes={own(path): changes for path, changes in plan.attributes.items()},
+    )
+
+
+def is_wrapped(plan: PruningPlan) -> bool:
+    """Whether a plan was made for a model with adapters on it."""
+    return bool(plan.shapes) and all(name.startswith(PREFIX) for name in plan.shapes)
 
 
 def configs_of(model: nn.Module) -> dict[str, Any]:

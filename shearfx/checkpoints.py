@@ -12,7 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,12 @@ def save(
     return Path(path)
 
 
-def contents_of(small: nn.Module, plan: PruningPlan) -> Contents:
+def contents_of(small: nn.Module, plan: PruningPlan, *, hollow: bool = False) -> Contents:
     """The tensors of a small model, each once, by the names they get in the files.
+
+    Args:
+        small, plan: as in :func:`save`.
+        hollow: tensors on the meta device are welcome; their numbers come from elsewhere.
 
     Raises:
         PlanError: they are not what the plan leaves.
@@ -135,26 +139,23 @@ def contents_of(small: nn.Module, plan: PruningPlan) -> Contents:
     contents = Contents(adapters={name: {} for name in configs})
     for group in dict.fromkeys(tensor_names(small).values()):
         tensor = tensors[group[0]].detach()
-        if tensor.is_meta:
+        if tensor.is_meta and not hollow:
             todo = "construct the small model from a model with weights"
             raise CheckpointError(message(f"{group[0]} is on the meta device: it has no numbers", todo=todo))
         saved = [name for name in group if name in state]
         if not saved:
-            contents.buffers[group[0]] = tensor
+            contents.buffers[_base_name(group[0], configs)] = tensor
             continue
-        place(contents, saved[0], tensor, list(configs))
+        own = {adapter: short for adapter in configs if (short := adapters.adapter_name(saved[0], adapter)) is not None}
+        for adapter, short in own.items():
+            contents.adapters[adapter][short] = tensor
+        if not own:
+            contents.weights[_base_name(saved[0], configs)] = tensor
     return contents
 
 
-def place(contents: Contents, name: str, tensor: torch.Tensor, names: list[str]) -> None:
-    """Sort a tensor of the state to the weights, or to the adapter (of these names) that it belongs to."""
-    base = adapters.base_name(name) if names else name
-    if base is not None:
-        contents.weights[base] = tensor
-    for adapter in names:
-        own = adapters.adapter_name(name, adapter)
-        if own is not None:
-            contents.adapters[adapter][own] = tensor
+def _base_name(name: str, configs: Mapping[str, Any]) -> str:
+    return (adapters.base_name(name) if configs else None) or name
 
 
 def _check_small(tensors: dict[str, torch.Tensor], wanted: dict[str, tuple[int, ...]], partial: bool) -> None:
@@ -232,11 +233,11 @@ def load(
         full = model if isinstance(model, nn.Module) else model()
         if not isinstance(full, nn.Module):
             raise CheckpointError(message("the factory returned no module", where="load(path, model=...)"))
-        small = _cut(without_storage(full), plan)
+        small = cut_hollow(without_storage(full), plan)
     elif (folder / CONFIG).is_file():
         small = _built(folder, folder / CONFIG)
     elif (folder / ORIGINAL).is_file():
-        small = _cut(_built(folder, folder / ORIGINAL), plan)
+        small = cut_hollow(_built(folder, folder / ORIGINAL), plan)
     else:
         todo = f"give the full-size model: shearfx.load(path, model=...), a {plan.model}"
         raise CheckpointError(message("the folder does not say how to build the model", where=str(folder), todo=todo))
@@ -288,7 +289,7 @@ def _adapters_in(folder: Path) -> dict[str, str]:
     return adapters.adapter_folders(names)
 
 
-def _cut(full: nn.Module, plan: PruningPlan) -> nn.Module:
+def cut_hollow(full: nn.Module, plan: PruningPlan) -> nn.Module:
     """The small model without weights, in the form that the plan says."""
     if plan.options.get("form", "module") != "fx":
         return construct(full, plan)
@@ -302,12 +303,12 @@ def _cut(full: nn.Module, plan: PruningPlan) -> nn.Module:
 def _sources(folder: Path, small: nn.Module) -> Iterator[list[Source]]:
     """The files of a folder, with the names that the small model's tensors have in them."""
     names = list(named_tensors(small))
-    wrapped = list(adapters.configs_of(small))
+    wrapped = adapters.configs_of(small)
     with contextlib.ExitStack() as stack:
-        weights = {n: base for n in names if (base := adapters.base_name(n) if wrapped else n) is not None}
+        weights = {n: _base_name(n, wrapped) for n in names if not wrapped or adapters.base_name(n) is not None}
         sources = [Source(stack.enter_context(TensorFiles(folder)), weights)]
         if (folder / f"{BUFFERS}.safetensors").is_file() or (folder / f"{BUFFERS}.safetensors.index.json").is_file():
-            sources.append(Source(stack.enter_context(TensorFiles(folder, BUFFERS)), {n: n for n in names}))
+            sources.append(Source(stack.enter_context(TensorFiles(folder, BUFFERS)), weights))
         for adapter, where in adapters.adapter_folders(wrapped).items():
             own = {n: short for n in names if (short := adapters.adapter_name(n, adapter)) is not None}
             sources.append(Source(stack.enter_context(TensorFiles(folder / where, "adapter_model")), own))
