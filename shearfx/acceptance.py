@@ -1,45 +1,24 @@
-"""Is a re-exported model the graph that we expect? Decided node by node, not by shapes or by values.
+"""Is a re-captured model the graph that we expect? Decided node by node, not by shapes or by values.
 
-Both graphs are written in one canonical form, in which operators that only rearrange (``view``, ``expand``,
-``contiguous``, ``chunk``) stand for what they do rather than for how it was spelled, and equal computations get equal
-numbers (hash consing). The graphs are the same function of the same tensors if their outputs have equal numbers.
+The graphs are the same function of the same tensors if, in canonical form, their outputs have equal numbers.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
+from shearfx.canonical import RESHAPES, SAME, SPLITS, Canonical, raw_shape
 from shearfx.graph import Graph, module_paths, new_size, source_of
 from shearfx.passes.subnetwork import ConstructSubnetwork
-from shearfx.rules.registry import parameters_of, shape_of
 from shearfx.tracing import Traced
 
-aten = torch.ops.aten
 Shape = tuple[Any, ...]
-
-_SAME = {
-    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout,
-    aten.to, aten._to_copy, aten.type_as,
-}  # fmt: skip
-_RESHAPES = {
-    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.unsqueeze, aten.squeeze,
-    aten.view_as, aten.reshape_as,
-}  # fmt: skip
-_STRETCHES = {aten.expand, aten.expand_as, aten.broadcast_to}
-_SPLITS = {aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split}
-_PERMUTES = {aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.swapaxes, aten.movedim}
-REARRANGING = _SAME | _RESHAPES | _STRETCHES | {aten.slice}
-"""What code may leave out where it has nothing to do (a group of one head needs no repeating)."""
-_IRRELEVANT = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "cudnn_enable",
-               "cudnn_enabled"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,151 +30,6 @@ class Failure:
     paths: tuple[str, ...] = ()
     rank: int = -1
     """How far the comparison came: the position in the expected graph of the first node that was not found."""
-
-
-@dataclass
-class Canonical:
-    """A graph in canonical form: the number of each node, shared between graphs that use one ``table``."""
-
-    table: dict[Any, int]
-    ids: dict[fx.Node, Any] = field(default_factory=dict)
-    shapes: dict[fx.Node, Any] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Sizes of the open dims, by symbol."""
-    outputs: list[Any] = field(default_factory=list)
-    unknown: int = 0
-
-    def number(self, *key: Any) -> int:
-        """The number of a computation."""
-        return self.table.setdefault(key, len(self.table))
-
-    def shape(self, shape: Any) -> Any:
-        """Sizes as integers."""
-        if isinstance(shape, list):
-            return [None if s is None else self.shape(s) for s in shape]
-        return tuple(s if isinstance(s, int) else self._closed(s) for s in shape)
-
-    def _closed(self, size: Any) -> int:
-        """An open size at the sizes of the capture."""
-        return int(sympy.sympify(size).subs({symbol: self.sizes[str(symbol)] for symbol in size.free_symbols}))
-
-    def content(self, value: torch.Tensor) -> Any:
-        """The numbers of a constant; on the meta device, where there are none, its place among such constants."""
-        head = (str(value.dtype), tuple(value.shape))
-        if value.is_meta and value.numel():
-            self.unknown += 1
-            return (*head, "unknown", self.unknown)
-        return (*head, *(() if value.is_meta else value.flatten().tolist()))
-
-    def value(self, value: Any) -> Any:
-        """An argument: nodes by number, numbers by value."""
-        if isinstance(value, fx.Node):
-            return self.ids[value]
-        if isinstance(value, (list, tuple)):
-            return tuple(self.value(v) for v in value)
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, float):
-            return ("number", float(f"{value:.13g}") if math.isfinite(value) else str(value))
-        if isinstance(value, int):
-            return ("number", value)
-        if isinstance(value, slice):
-            return ("slice", self.value(value.start), self.value(value.stop), self.value(value.step))
-        return str(value)
-
-    def add(self, node: fx.Node, shape: Any) -> None:
-        """Number one computing node, whose result has this shape (a list: one for each result; None: no tensor)."""
-        shape = None if shape is None else self.shape(shape)
-        self.shapes[node] = shape
-        self.ids[node] = self._id(node, shape)
-
-    def _id(self, node: fx.Node, shape: Any) -> Any:
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt):
-            return ("number", self._closed(value.node.expr))
-        if node.op == "get_attr" or not hasattr(node.target, "_schema"):
-            return self.number(str(node.target), self.value(node.args), self.value(tuple(node.kwargs.items())))
-        packet = _functional(node)
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        arguments = self._arguments(node)
-        if source is not None and isinstance(shape, tuple):
-            before = self.shapes.get(source)
-            if packet in _SAME and arguments.get("train") is not True:
-                same = _dtype(source) == _dtype(node)
-                return self.ids[source] if same else self.number("cast", self.ids[source], str(_dtype(node)))
-            if packet in _RESHAPES:
-                return self._reshaped(source, before, shape)
-            if packet in _PERMUTES:
-                axes = _axes(node, len(shape))
-                same = axes == tuple(range(len(axes)))
-                return self.ids[source] if same else self.number("permute", self.ids[source], axes)
-            if packet in _STRETCHES or packet is aten.repeat_interleave:
-                if before == shape:
-                    return self.ids[source]
-                if packet in _STRETCHES:
-                    return self.number("expand", self.ids[source], shape)
-            if packet is aten.slice and before == shape and arguments.get("step", ("number", 1)) == ("number", 1):
-                return self.ids[source]
-        if packet in _SPLITS and source is not None and isinstance(shape, list):
-            return self.number("split", self.ids[source], tuple(shape))
-        if packet is aten.slice and source is not None and isinstance(shape, tuple):
-            axis = int(arguments["dim"][1]) % len(shape) if "dim" in arguments else 0
-            if arguments.get("end", ("number", 0))[1] == self.shapes[source][axis]:
-                arguments.pop("end")
-        if packet is aten.scaled_dot_product_attention:
-            query, key = (self.shapes[arg] for arg in node.args[:2] if isinstance(arg, fx.Node))
-            if "scale" not in arguments and isinstance(query[-1], int):
-                arguments["scale"] = self.value(1 / math.sqrt(query[-1]))
-            if query[-3:-2] == key[-3:-2]:
-                arguments.pop("enable_gqa", None)
-        if packet is aten.rms_norm and "eps" not in arguments:
-            arguments["eps"] = self.value(torch.finfo(_dtype(node)).eps)
-        return self.number(str(packet), tuple(sorted(arguments.items())))
-
-    def _reshaped(self, source: fx.Node, before: Any, shape: Shape) -> Any:
-        base, first = self.ids[source], before
-        for key in (self.keys.get(base),):
-            if key is not None and key[0] == "reshape":
-                _, base, first = key
-        if first == shape:
-            return base
-        number = self.number("reshape", base, first, shape)
-        self.keys[number] = ("reshape", base, first)
-        return number
-
-    keys: dict[Any, Any] = field(default_factory=dict)
-    """Of each reshape: what it reshapes, and from what shape."""
-
-    def _arguments(self, node: fx.Node) -> dict[str, Any]:
-        """Arguments by schema name, defaults and what changes no number left out."""
-        found: dict[str, Any] = {}
-        for i, (name, default, keyword, _) in enumerate(parameters_of(node.target)):
-            value = node.args[i] if not keyword and i < len(node.args) else node.kwargs.get(name, default)
-            if name in _IRRELEVANT or value is None or (value == default and not isinstance(value, fx.Node)):
-                continue
-            if name == "end" and isinstance(value, int) and value >= 2**62:
-                continue
-            found[name] = self.value(value)
-        return found
-
-
-def _axes(node: fx.Node, rank: int) -> tuple[int, ...]:
-    """Where each dim of the result comes from, read off a tensor of distinct sizes."""
-    probe = torch.empty([i + 2 for i in range(rank)], device="meta")
-    return tuple(size - 2 for size in node.target(probe, *node.args[1:], **node.kwargs).shape)  # type: ignore[operator]
-
-
-def _functional(node: fx.Node) -> Any:
-    """The operator, an in-place one as the one that returns a new tensor."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = str(packet).removeprefix("aten.")
-    if node.target._schema.is_mutable and name.endswith("_") and not name.endswith("__"):  # type: ignore[union-attr]
-        return getattr(aten, name[:-1], packet)
-    return packet
-
-
-def _dtype(node: fx.Node) -> Any:
-    return getattr(node.meta.get("val"), "dtype", None)
 
 
 class UnsupportedError(Exception):
@@ -223,7 +57,7 @@ def of_traced(traced: Traced, table: dict[Any, int]) -> Canonical:
         elif node.op == "output":
             result.outputs = [result.value(v) for v in node.args[0] if v is not None]
         else:
-            result.add(node, _raw_shape(node))
+            result.add(node, raw_shape(node))
             if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
                 _overwrite(result, node, views)
     return result
@@ -237,7 +71,7 @@ def _views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         if schema is not None and not schema.is_mutable and node.args and isinstance(node.args[0], fx.Node):
             packet = getattr(node.target, "overloadpacket", None)
             shared = any(a.alias_info is not None for a in schema.arguments)
-            if shared or (packet in _RESHAPES or packet in _SAME) or packet in _SPLITS:
+            if shared or (packet in RESHAPES or packet in SAME) or packet in SPLITS:
                 views[node] = node.args[0]
         elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):
             views[node] = node.args[0]
@@ -285,7 +119,7 @@ def of_plan(
         origin = origins.get(node)
         if node.op == "placeholder":
             result.ids[node] = _leaf(result, named.get(origin, node.name) if origin else node.name, None)
-            result.shapes[node] = _shape(result, node) if origin is None else result.shape(_raw_shape(origin))
+            result.shapes[node] = _shape(result, node) if origin is None else result.shape(raw_shape(origin))
             node.meta.setdefault("val", origin.meta.get("val") if origin else None)
         elif node.op == "get_attr" and origin is not None and origin.op == "placeholder":
             tensor = graph.traced.tensors[origin]
@@ -300,7 +134,7 @@ def of_plan(
         elif node.op == "call_module":
             result.outputs = [result.value(v) for v in node.args if v is not None]
         elif node.op != "output":
-            result.add(node, _new_shape(graph, origin, after) if origin is not None else _raw_shape(node))
+            result.add(node, _new_shape(graph, origin, after) if origin is not None else raw_shape(node))
     return result, module
 
 
@@ -309,21 +143,14 @@ def _leaf(result: Canonical, argument: str, name: str | None) -> Any:
 
 
 def _shape(result: Canonical, node: fx.Node) -> Any:
-    shape = _raw_shape(node)
+    shape = raw_shape(node)
     return None if shape is None else result.shape(shape)
-
-
-def _raw_shape(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    if isinstance(value, (list, tuple)):
-        return [shape_of(v) if isinstance(v, torch.Tensor) else None for v in value]
-    return shape_of(value) if isinstance(value, torch.Tensor) else None
 
 
 def _new_shape(graph: Graph, origin: fx.Node, sizes: Mapping[Any, int]) -> Any:
     dims = graph.records[origin].dims
     if dims is None:
-        return _raw_shape(origin)
+        return raw_shape(origin)
     lists = dims if isinstance(dims, list) else [dims]
     new = [None if d is None else tuple(new_size(graph.solver.resolve(x), sizes) for x in d) for d in lists]
     return new if isinstance(dims, list) else new[0]

@@ -7,25 +7,23 @@ the re-captured module is, operator by operator, the graph that the plan asks fo
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from shearfx.acceptance import Canonical, Failure, UnsupportedError, difference, of_plan, of_traced
+from shearfx.acceptance import Failure, UnsupportedError, difference, of_plan, of_traced
 from shearfx.candidates import Variable, variables
 from shearfx.capture import CaptureError, capture
-from shearfx.errors import PlanError, TraceError, message
-from shearfx.examples import example
+from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.hollow import hollow
+from shearfx.memory import Memory, memory_of
 from shearfx.overlay import is_integer, read, write
-from shearfx.probes import Probe, check_probe, probes_of
+from shearfx.probes import check_probe
 from shearfx.pruning_plan import PruningPlan, masks_of
-from shearfx.reads import recording
-from shearfx.shallow import analysed, representative, shallow
+from shearfx.shallow import representative
 
 MAX_TRIES = 300
 """Captures in one search; a class that needs more is refused."""
@@ -42,27 +40,6 @@ class Solution:
     reason: str = ""
     where: str = ""
     tries: int = 0
-
-
-@dataclass
-class Memory:
-    """What is known of one analysed model, kept as long as its graph."""
-
-    model: nn.Module
-    """The model as it is probed: without weights, with few layers."""
-    graph: Graph
-    read: dict[tuple[str, str], int]
-    call: dict[str, Any]
-    sizes: dict[str, int]
-    probes: list[Probe]
-    usable: str = ""
-    """Why the model's code cannot be re-captured; empty where it can."""
-    chosen: dict[Any, dict[tuple[str, str, str], int]] = field(default_factory=dict)
-    """For kinds of groups cut: the choice that was accepted for each attribute of a class."""
-    probed: set[Any] = field(default_factory=set)
-
-
-_MEMORY: weakref.WeakKeyDictionary[fx.Graph, Memory] = weakref.WeakKeyDictionary()
 
 
 def solve(model: nn.Module, graph: Graph, plan: PruningPlan, example_call: Mapping[str, Any] | None = None) -> Solution:
@@ -132,48 +109,6 @@ def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
     return replace(plan, attributes=solution.attributes, options={"form": "module", **plan.options})
 
 
-def memory_of(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None = None) -> Memory:
-    """What is known of an analysed model: found out at the first call, once."""
-    key = graph.traced.graph
-    if key not in _MEMORY:
-        _MEMORY[key] = _remember(model, graph, example_call)
-    return _MEMORY[key]
-
-
-def _remember(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> Memory:
-    """Run the uncut model once: what it reads, and whether a capture of it is the graph that was analysed."""
-    full = hollow(model)
-    try:
-        call, sizes = example(graph) if example_call is None else (dict(example_call), {})
-    except TraceError as error:
-        return Memory(full, graph, {}, {}, {}, [], str(error))
-    # On the CPU constants have values to compare, which they do not have on the meta device.
-    if (cut := shallow(full)) is not None and (few := analysed(small := hollow(cut, device="cpu"), call, graph)):
-        memory = Memory(small, few, {}, call, sizes, [])
-    else:
-        memory = Memory(full, graph, {}, call, sizes, [])
-    try:
-        with recording(memory.model) as log:
-            actual = capture(memory.model, call)
-        memory.read = log
-        table: dict[Any, int] = {}
-        expected, module = of_plan(memory.graph, {}, shapes_of(memory.model), sizes, table)
-        failure = difference(expected, module, of_traced(actual, table), actual)
-    except (CaptureError, UnsupportedError) as error:
-        failure = Failure(str(error), getattr(error, "where", ""))
-    if failure is not None:
-        memory.usable = f"its code cannot be followed a second time: {failure.reason} {failure.where}"
-        return memory
-    memory.probes = probes_of(memory.model, call, memory.read)
-    return memory
-
-
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter and buffer under every name."""
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
-
-
 class _Search:
     def __init__(
         self, memory: Memory, model: nn.Module, graph: Graph, plan: PruningPlan, reads: Mapping[tuple[str, str], int]
@@ -189,7 +124,6 @@ class _Search:
         }  # fmt: skip
         self.variables = variables(graph, model, left, sizes)
         self.table: dict[Any, int] = {}
-        self.expected: Canonical
         self.expected, self.module = of_plan(graph, masks, plan.shapes_after(), memory.sizes, self.table)
         self.kinds = frozenset(cut.kind for cut in plan.cuts)
         self.tried: dict[frozenset[tuple[Variable, int]], Failure | None] = {}
@@ -316,4 +250,4 @@ class _Search:
         chosen.update({(v.kind, v.attribute, v.terms): at for v, at in assignment.items()})
 
 
-__all__ = ["MAX_TRIES", "Memory", "Solution", "memory_of", "settle", "solve", "solve_shallow"]
+__all__ = ["MAX_TRIES", "Solution", "settle", "solve", "solve_shallow"]

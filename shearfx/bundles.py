@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from shearfx.attributes import Solution, memory_of, solve_shallow
+from shearfx.attributes import Solution, solve_shallow
 from shearfx.graph import Graph, Group
+from shearfx.memory import memory_of
 from shearfx.pruning_plan import of_cuts
 from shearfx.shallow import alike
 

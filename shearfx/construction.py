@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from shearfx.analysis import trace
+from shearfx.attributes import settle
 from shearfx.errors import PlanError, TraceError, message
 from shearfx.graph import Graph
 from shearfx.masking import shapes
@@ -38,6 +39,8 @@ def construct(
     """
     plan.check_fits(shapes(model), type(model).__name__)
     if form == "module":
+        if graph is not None and "form" not in plan.options:
+            plan = settle(model, graph, plan)
         return construct_module(model, plan, consume=consume)
     if form != "fx":
         raise PlanError(message(f"there is no form {form!r}", todo='choose form="module" or form="fx"'))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shearfx.acceptance import REARRANGING, Failure, UnsupportedError, difference, of_plan, of_traced
+from shearfx.acceptance import Failure, UnsupportedError, difference, of_plan, of_traced
+from shearfx.canonical import REARRANGING
 from shearfx.capture import CaptureError, capture
 from shearfx.errors import PlanError
 from shearfx.graph import Graph

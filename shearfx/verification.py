@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shearfx.attributes import settle
 from shearfx.construction import analysis_of, construct
 from shearfx.errors import SoundnessError, message
 from shearfx.graph import Graph
@@ -57,6 +58,8 @@ def verify(
     tolerance = TOLERANCE if double else SHIPPED_TOLERANCE
     graph = graph or analysis_of(model, plan)
     full = prepare(model)
+    if "form" not in plan.options:
+        plan = settle(full, graph, plan)
     forms: dict[str, nn.Module] = {}
     if plan.options.get("form", "module") == "module":
         forms["module"] = construct(full, plan, form="module")
