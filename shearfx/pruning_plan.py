@@ -337,6 +337,8 @@ def parse_term(text: str, atoms: list[Atom]) -> Dim:
             at += 1
             return inner
         if token.startswith("#"):
+            if int(token[1:]) >= len(atoms):
+                raise ValueError(f"no cut {token} in {text!r}")
             return atoms[int(token[1:])]
         return prod(()) if token == "1" else Atom(int(token))
 

@@ -75,7 +75,7 @@ def _arguments(target: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
 
 
 def _pointwise_calls() -> list[Call]:
-    calls = []
+    calls: list[Call] = []
     for name in dir(torch.ops.aten):
         packet = getattr(torch.ops.aten, name)
         for overload in packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ():
