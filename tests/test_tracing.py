@@ -1,0 +1,115 @@
+"""The front end: what it captures, what it leaves alone, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shearfx
+from shearfx.errors import TraceError
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 10)
+        self.dropout = nn.Dropout(0.5)
+        self.down = nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.dropout(torch.relu(self.up(x))))
+
+
+def test_modes_and_weights_are_left_as_they_were() -> None:
+    model = Block().train()
+    model.dropout.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shearfx.trace(model, torch.randn(3, 6))
+    assert model.training and model.up.training and not model.dropout.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_modes_are_restored_when_the_model_does_not_export() -> None:
+    class Deciding(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    model = Deciding().train()
+    with pytest.raises(TraceError, match=r"test_tracing.py:\d+: return x if"):
+        shearfx.trace(model, torch.randn(3, 6))
+    assert model.training
+
+
+def test_the_batch_stays_open_also_from_an_example_of_one() -> None:
+    graph = shearfx.trace(Block(), torch.randn(1, 6))
+    assert not isinstance(graph.traced.call["x"]["shape"][0], int)
+    assert graph.traced.specialised == []
+
+
+def test_a_dim_that_the_code_fixes_is_reported() -> None:
+    class Fixed(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.ones(3, 1)
+
+    graph = shearfx.trace(Fixed(), torch.randn(3, 6))
+    assert graph.traced.specialised == ["x: dim 0 is fixed to 3"]
+
+
+def test_a_model_on_the_meta_device_needs_no_weights() -> None:
+    with torch.device("meta"):
+        model = Block()
+    graph = shearfx.trace(model, torch.randn(3, 6))
+    assert [(g.kind, g.size, g.certificate) for g in graph.groups] == [("ffn", 10, "exact")]
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_wrong_inputs_are_named() -> None:
+    with pytest.raises(TraceError, match=r"do not fit the model.*\n.*Block.forward\(x"):
+        shearfx.trace(Block(), y=torch.randn(3, 6))
+    with pytest.raises(TraceError, match="cannot be exported"):
+        shearfx.trace(Block(), torch.randn(3, 7))
+
+
+def test_tied_weights_are_one_tensor_with_all_its_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 6)
+            self.body = Block()
+            self.head = nn.Linear(6, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(self.embed(tokens)))
+            return out
+
+    graph = shearfx.trace(Tied(), torch.randint(0, 11, (2, 5)))
+    assert [t.aliases for t in graph.parameters() if len(t.aliases) > 1] == [("embed.weight", "head.weight")]
+
+
+def test_what_the_call_never_reaches_is_pinned_and_listed() -> None:
+    class Spare(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(4, 4)
+
+    graph = shearfx.trace(Spare(), torch.randn(3, 6))
+    assert {p.node for p in graph.pins if "never reaches" in p.reason} == {"spare.weight", "spare.bias"}
+    assert not any("spare" in m.name for g in graph.groups for m in g.members)
+
+
+def test_a_result_that_nobody_uses_still_ties_its_weights() -> None:
+    class Wasteful(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Linear(10, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(self.up(x))
+            self.extra(hidden)
+            return x + self.down(hidden)
+
+    graph = shearfx.trace(Wasteful(), torch.randn(3, 6))
+    (group,) = [g for g in graph.groups if g.size == 10]
+    assert ("extra.weight", 1) in {(m.name, m.dim) for m in group.members}
