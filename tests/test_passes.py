@@ -30,7 +30,8 @@ class Attention(nn.Module):
         q = q.reshape(*x.shape[:2], 6, 4).transpose(1, 2)
         k, v = (t.expand(*x.shape[:2], 2, 3, 4).reshape(*x.shape[:2], 6, 4).transpose(1, 2) for t in (k, v))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
-        return x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], 24))
+        out: Tensor = x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], 24))
+        return out
 
 
 def analysed() -> Graph:

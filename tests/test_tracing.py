@@ -18,7 +18,8 @@ class Block(nn.Module):
         self.down = nn.Linear(10, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(self.dropout(torch.relu(self.up(x))))
+        out: Tensor = x + self.down(self.dropout(torch.relu(self.up(x))))
+        return out
 
 
 def test_modes_and_weights_are_left_as_they_were() -> None:
@@ -108,7 +109,8 @@ def test_a_result_that_nobody_uses_still_ties_its_weights() -> None:
         def forward(self, x: Tensor) -> Tensor:
             hidden = torch.relu(self.up(x))
             self.extra(hidden)
-            return x + self.down(hidden)
+            out: Tensor = x + self.down(hidden)
+            return out
 
     graph = shearfx.trace(Wasteful(), torch.randn(3, 6))
     (group,) = [g for g in graph.groups if g.size == 10]
