@@ -90,7 +90,7 @@ def batch_loss(model: nn.Module, batch: Any) -> torch.Tensor:
         arguments["labels"] = _labels(arguments)
     try:
         output = model(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise PlanError(message(f"{type(model).__name__} does not take this batch: {error}", todo=_TODO)) from error
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if not isinstance(loss, torch.Tensor):

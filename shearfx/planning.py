@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import shearfx.saliency as saliencies
+from shearfx.attributes import settle
 from shearfx.budget import Budget, open_sizes, operation_budget, parameter_budget
 from shearfx.dims import Dim
 from shearfx.errors import PlanError, message
@@ -40,7 +41,7 @@ def plan(
     unit: Literal["params", "flops"] = "params",
     include: Collection[str] = (),
     exclude: Collection[str] = (),
-    kinds: Collection[str] | Literal["all"] | None = None,
+    kinds: Collection[str] | None = None,
     exclude_kinds: Collection[str] = (),
     floor: Floor = FLOOR,
     most: float = 1.0,
@@ -84,8 +85,11 @@ def plan(
     chosen = saliencies.find(saliency)
     if model is not None:
         _check_model(graph, model)
+    elif form == "module":
+        todo = 'pass model= (on the meta device is enough), or form="fx"'
+        raise PlanError(message("what the model's own class can express depends on its code", todo=todo))
     wanted = Selection(tuple(_texts(allow)), tuple(_texts(include)), tuple(_texts(exclude)),
-                       kinds if kinds is None or kinds == "all" else tuple(_texts(kinds)),
+                       None if kinds is None else tuple(_texts(kinds)),
                        tuple(_texts(exclude_kinds)), scope, form)  # fmt: skip
     tied, refused = select(graph, model, wanted)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
@@ -101,7 +105,7 @@ def plan(
         "ratio": ratio, "saliency": chosen.name, "saliency_options": _fields(chosen), "saliency_unit": chosen.unit,
         "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": unit,
         "include": list(wanted.include), "exclude": list(wanted.exclude),
-        "kinds": list(wanted.kinds) if isinstance(wanted.kinds, tuple) else wanted.kinds,
+        "kinds": None if wanted.kinds is None else list(wanted.kinds),
         "exclude_kinds": list(wanted.exclude_kinds),
         "floor": dict(floor) if isinstance(floor, Mapping) else floor, "most": most, "seed": seed,
     }  # fmt: skip
@@ -112,7 +116,7 @@ def plan(
     if unit == "flops":
         options["achieved_params"] = result.achieved
         result = dataclasses.replace(result, achieved=spender.saved / budget.total)
-    return result
+    return settle(model, graph, result) if model is not None and form == "module" else result
 
 
 # -- checking the request --------------------------------------------------------------------------------
@@ -224,7 +228,7 @@ def _check_reached(
             )
         )
     missing = ratio * total - spender.saved
-    if steps or (spender.saved > 0 and missing <= spender.cheapest()):
+    if steps or (spender.saved > 0 and missing <= spender.cheapest() / 2):  # rounding
         return
     nothing = not spender.units or spender.saved == 0
     largest = spender.saved / total

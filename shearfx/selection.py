@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from shearfx.bundles import Bundle, bundles
 from shearfx.errors import PlanError, message
 from shearfx.graph import CERTIFICATES, Graph, Group
 
@@ -24,7 +25,7 @@ class Selection:
     allow: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    kinds: tuple[str, ...] | str | None = None
+    kinds: tuple[str, ...] | None = None
     exclude_kinds: tuple[str, ...] = ()
     scope: Literal["global", "uniform"] = "global"
     form: Literal["module", "fx"] = "module"
@@ -32,7 +33,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Tied:
-    """Groups that are cut together: structures times weight stay equal."""
+    """Groups that are cut together: from each as many structures that structures times weight are equal."""
 
     groups: tuple[Group, ...]
     weights: tuple[int, ...]
@@ -54,22 +55,21 @@ def select(graph: Graph, model: nn.Module | None, wanted: Selection) -> tuple[li
         elif group.size > 1:
             allowed[group.name] = group
     admitted: list[Tied] = []
-    bundles = _admissible(graph, model, wanted.form)
-    for one in bundles:
-        if all(g.name in allowed for g in one.groups):
+    for one, reason in _admissible(graph, model, wanted.form) if allowed else ():
+        left = [g for g in one.groups if g.name in allowed]
+        if not reason and len(left) < len(one.groups):
+            reason = "tied to groups that may not be cut"
+        if not reason:
             admitted.append(one)
-        elif left := [g for g in one.groups if g.name in allowed]:
-            refused.setdefault("tied to groups that may not be cut", []).extend(left)
-    bundled = {g.name for one in bundles for g in one.groups}
-    if alone := [g for name, g in allowed.items() if name not in bundled]:
-        refused.setdefault('the class cannot express it (form="fx" can)', []).extend(alone)
+        elif left:
+            refused.setdefault(reason, []).extend(left)
     return (_alike(admitted) if wanted.scope == "uniform" else admitted), refused
 
 
 def _check(graph: Graph, wanted: Selection) -> None:
     known = sorted({g.kind for g in graph.groups})
-    for kind in wanted.kinds if isinstance(wanted.kinds, tuple) else ():
-        if kind not in known:
+    for kind in wanted.kinds or ():
+        if kind not in (*known, "all"):
             raise PlanError(message(f"the model has no groups of kind {kind!r}", todo=f"it has {', '.join(known)}"))
     for certificate in wanted.allow:
         if certificate not in CERTIFICATES:
@@ -93,7 +93,7 @@ def _refusal(graph: Graph, group: Group, wanted: Selection) -> str:
         return f"only {group.certificate} (allow=)"
     if wanted.kinds is None and group.kind in OPTIONAL_KINDS:
         return 'a kind that is not cut by default (kinds="all")'
-    if isinstance(wanted.kinds, tuple) and group.kind not in wanted.kinds:
+    if wanted.kinds is not None and not {group.kind, "all"} & {*wanted.kinds}:
         return "not among the kinds asked for (kinds=)"
     if group.kind in wanted.exclude_kinds:
         return "a kind that was excluded (exclude_kinds=)"
@@ -110,9 +110,19 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def _admissible(graph: Graph, model: nn.Module | None, form: Literal["module", "fx"]) -> list[Tied]:
-    """What the form can express: every group alone, or, in the model's own class, some only together."""
-    return [Tied((g,), (1,)) for g in graph.groups if form == "fx" or g.kind not in ("head_dim", "value_dim")]
+def _admissible(graph: Graph, model: nn.Module | None, form: Literal["module", "fx"]) -> list[tuple[Tied, str]]:
+    """What the form can express, some groups only together, and what it cannot, with the reason."""
+    if form == "fx" or model is None:
+        return [(Tied((g,), (1,)), "") for g in graph.groups]
+    return [(Tied(b.groups, b.weights), _inexpressible(b)) for b in bundles(graph, model)]
+
+
+def _inexpressible(bundle: Bundle) -> str:
+    if bundle.expressible:
+        return ""
+    return " ".join(
+        f'the class cannot express it (form="fx" can): {bundle.reason.splitlines()[0]} {bundle.where}'.split()
+    )
 
 
 def _alike(tied: Sequence[Tied]) -> list[Tied]:

@@ -76,7 +76,7 @@ def unit_of(
     scores: Mapping[str, torch.Tensor],
     terms: Mapping[str, tuple[Dim, ...]],
 ) -> Unit:
-    """Tie groups whose totals (structures times weight) are equal and stay equal.
+    """Tie groups: from each as many structures go that structures times weight are equal.
 
     Args:
         groups, weights: what is tied.
@@ -87,12 +87,11 @@ def unit_of(
     groups, weights = tuple(groups), tuple(weights)
     stride = math.lcm(*weights)
     per_step = tuple(stride // w for w in weights)
-    assert len({g.size * w for g, w in zip(groups, weights, strict=True)}) == 1, "totals of tied groups differ"
     orders = tuple(_ascending(scores[g.name]) for g in groups)
-    steps = groups[0].size // per_step[0]
+    steps = min(g.size // k for g, k in zip(groups, per_step, strict=True))
     total = torch.zeros(steps, dtype=torch.float64)
     for group, k, order in zip(groups, per_step, orders, strict=True):
-        total += scores[group.name][order].reshape(steps, k).sum(1)
+        total += scores[group.name][order[: steps * k]].reshape(steps, k).sum(1)
     limit = min((g.size - floors[g.name]) // k for g, k in zip(groups, per_step, strict=True))
     mentioned = tuple(dict.fromkeys(term for g in groups for term in terms[g.name]))
     return Unit(groups, per_step, max(0, limit), mentioned, orders, [0.0, *torch.cumsum(total, 0).tolist()])
@@ -270,6 +269,7 @@ class Spender:
 
     def _exchange(self, asked: float) -> None:
         """Where the units with cheap steps are used up: take a dear step and give cheap ones back for it."""
+        self._give_back(self.saved - asked)
         for unit, _ in sorted(self.open(), key=lambda s: self.key(*s))[:EXCHANGES]:
             missing = abs(asked - self.saved)
             gone = self.next(unit)
@@ -280,12 +280,14 @@ class Spender:
             before = [(u, u.gone) for u in self.units]
             self.move(unit, gone)
             self._give_back(self.saved - asked, but=unit)
+            self._give_back(self.saved - asked)
             if abs(asked - self.saved) >= missing:
                 for u, steps in before:
                     if u.gone != steps:
                         self.move(u, steps)
 
-    def _give_back(self, amount: float, but: Unit) -> None:
+    def _give_back(self, amount: float, but: Unit | None = None) -> None:
+        """Give back steps, the largest first, that together save no more than an amount."""
         while True:
             back = [(u, g) for u in self.units if u is not but and (g := self.previous(u)) is not None]
             steps = [(u, g) for u, g in back if 0 < -self.saving(u, g) <= amount]
