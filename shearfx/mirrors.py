@@ -11,7 +11,8 @@ from torch import nn
 from shearfx.dims import Atom, Dim, Prod
 from shearfx.graph import new_size
 from shearfx.overlay import numbers, write
-from shearfx.pruning_plan import PruningPlan, parse_term
+from shearfx.plan_text import parse_term
+from shearfx.pruning_plan import PruningPlan
 
 Shape = tuple[int, ...]
 

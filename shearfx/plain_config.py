@@ -29,7 +29,8 @@ from shearfx.dims import Atom, Dim, Prod, Sum, leaves, prod
 from shearfx.errors import PlanError, ShearError, message
 from shearfx.graph import new_size
 from shearfx.masking import shapes
-from shearfx.pruning_plan import PruningPlan, parse_term
+from shearfx.plan_text import parse_term
+from shearfx.pruning_plan import PruningPlan
 from shearfx.tracing import evaluation
 
 __all__ = ["PlainConfig", "original_config_of", "plain_config"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shearfx.dims import Atom, Dim, MismatchError, Pin, Prod, Solver, Sum, concat, leaves, prod
 from shearfx.graph import coordinates, kept_mask, mentions, new_size
-from shearfx.pruning_plan import format_term, from_ranges, parse_term, to_ranges
+from shearfx.plan_text import format_term, from_ranges, parse_term, to_ranges
 
 # -- terms ----------------------------------------------------------------------------------------------
 
