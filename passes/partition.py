@@ -114,6 +114,7 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
     """
     base: dict[fx.Node, Value] = {}
     zeroed: dict[fx.Node, dict[Atom, Value]] = {}
+    touched: dict[fx.Node, set[Atom]] = {}  # atoms whose slices zeroing changes, be it within the same class
     verdicts: dict[Atom, Verdict] = {}
     for node, record in graph.records.items():
         atoms = [a for a in atoms_of(graph, record.dims) if a.pin is None]
@@ -122,12 +123,13 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             base[node] = _constant(graph.traced.constants, tensor.name) if tensor else Value.FINITE
             floating = tensor is not None and tensor.kind == "parameter" and tensor.dtype.is_floating_point
             zeroed[node] = dict.fromkeys(atoms, Value.ZERO) if floating else {}
+            touched[node] = set(zeroed[node])
             continue
         sources = record.operands
         values = [base[s] for s in sources]
         base[node] = _assumed(record, values, record.transfer(values) if record.transfer else Value.UNKNOWN)
         zeroed[node] = {}
-
+        touched[node] = {atom for atom in atoms if any(atom in touched[s] for s in sources)}
         carriers = _carriers(graph, record)
 
         def seen(
@@ -139,7 +141,7 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
             ]
 
         if record.transfer is not None:
-            for atom in atoms:
+            for atom in touched[node]:
                 if atom in carriers:
                     value = join(record.transfer(seen(atom, having)) for having in carriers[atom])
                 else:

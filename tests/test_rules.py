@@ -215,7 +215,7 @@ def test_what_a_rule_says_of_zero_holds(call: Call, data: st.DataObject) -> None
             assert contains(claimed, classify(value[coordinate == index])), (claimed, value[coordinate == index])
 
 
-MOVES = ("shearfx.rules.views", "shearfx.rules.segments")
+MOVES = ("shearfx.rules.views", "shearfx.rules.segments", "shearfx.rules.overwriting")
 
 
 @pytest.mark.parametrize("call", [s for s in SAMPLES if RULES[s.values[0][0]].function.__module__ in MOVES])  # type: ignore[index]

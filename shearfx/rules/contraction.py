@@ -43,7 +43,7 @@ def biased_product(site: Site) -> Dims:
     dims = site.broadcast([(*rows, *columns), site.dims(bias)])
     site.operands(a, b, bias, transfer=_biased)
     if site.dims(bias):
-        site.record.carried = [(dim, (0, 2)) for dim in rows] + [(dim, (1, 2)) for dim in columns]
+        site.record.carried = [*((dim, (0, 2)) for dim in rows), *((dim, (1, 2)) for dim in columns)]
         site.record.carried += [(dim, (0, 1, 2)) for dim in rows[:-1]]
     return dims
 

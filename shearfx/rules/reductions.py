@@ -113,7 +113,6 @@ def _statistic_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.median.dim, (_t(2, 3, 4), 1), {}
     yield aten.mode.default, (_t(2, 3, 4), 1), {}
     yield aten.kthvalue.default, (_t(2, 3, 4), 2, 1), {}
-    yield aten.cummax.default, (_t(2, 3, 4), 1), {}
 
 
 def _more_statistics() -> Iterable[tuple[Any, ...]]:
@@ -151,7 +150,7 @@ def _statistic(values: list[Value]) -> Value:
 
 @rule(
     aten.max.dim, aten.min.dim, aten.median.dim, aten.mode.default, aten.kthvalue.default, aten.var_mean.correction,
-    aten.var_mean.dim, aten.std_mean.correction, aten.std_mean.dim, samples=lambda: list(_statistic_samples())[10:-1],
+    aten.var_mean.dim, aten.std_mean.correction, aten.std_mean.dim, samples=lambda: list(_statistic_samples())[10:],
 )  # fmt: skip
 def statistic_pair(site: Site) -> list[Dims | None]:
     """A statistic that returns two tensors of one shape."""
@@ -221,6 +220,20 @@ def scan(site: Site) -> Dims:
     site.operands(site.arg("self"), transfer=_logarithm if "log" in str(site.node.target) else join)
     site.pin(dims[site.axis("dim", len(dims))], "a running total goes along it")
     return dims
+
+
+def _extreme_samples() -> Iterable[tuple[Any, ...]]:
+    yield aten.cummax.default, (_t(2, 3, 4), 1), {}
+    yield aten.cummin.default, (_t(2, 3, 4), -1), {}
+
+
+@rule(aten.cummax.default, aten.cummin.default, samples=_extreme_samples)
+def running_extreme(site: Site) -> list[Dims | None]:
+    """Running extremes and where they are: order matters along the axis, which is pinned."""
+    dims = site.dims("self")
+    site.operands(site.arg("self"), transfer=_statistic)
+    site.pin(dims[site.axis("dim", len(dims))], "a running extreme goes along it")
+    return [dims, dims]
 
 
 @rule(aten.diff.default, samples=lambda: list(_scan_samples())[3:4])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shearfx.dims import ONE, ZERO, Atom, Dim, concat, prod
+from shearfx.dims import ONE, ZERO, Dim, concat, prod
 from shearfx.rules.registry import Dims, Replacement, Site, is_one, rule, size_of
 from shearfx.values import Value, join, of_number
 
@@ -22,17 +22,27 @@ def _cat_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.cat.default, ([_t(2, 3, 4), _t(2, 5, 4), _t(2, 1, 4)], 1), {}
     for target in (aten.cat.default, aten.concat.default, aten.concatenate.default):
         yield target, ([_t(2, 3), _t(2, 4)], -1), {}
+    yield aten.hstack.default, ([_t(2, 3), _t(2, 4)],), {}
+    yield aten.hstack.default, ([_t(3), _t(4)],), {}
+    yield aten.vstack.default, ([_t(2, 3, 2), _t(4, 3, 2)],), {}
+    yield aten.vstack.default, ([_t(3), _t(3)],), {}
 
 
-@rule(aten.cat.default, aten.concat.default, aten.concatenate.default, samples=_cat_samples)
+_STACKS: dict[Any, int] = {aten.hstack.default: 1, aten.vstack.default: 0}
+
+
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default, *_STACKS, samples=_cat_samples)
 def cat(site: Site) -> Dims:
     """The dim is the sum of the parts; the other dims are shared."""
     nodes = [n for n in site.tensors() if n is not None]
     shapes = [site.dims(n) for n in nodes]
     rank = len(site.shape())
+    stacked = _STACKS.get(site.node.target)
+    axis = site.axis("dim", rank) if stacked is None else min(stacked, rank - 1)
+    if stacked is not None:  # vectors on top of each other are rows
+        shapes = [(ONE,) * (rank - len(dims)) + dims for dims in shapes]
     nodes = [n for n, dims in zip(nodes, shapes, strict=True) if len(dims) == rank]  # legacy: empty vectors pass
     shapes = [dims for dims in shapes if len(dims) == rank]
-    axis = site.axis("dim", rank)
     site.joins(nodes)
     for i, first in enumerate(shapes[0]):
         if i != axis:
@@ -262,62 +272,4 @@ def reorder(site: Site) -> Dims:
     site.operands(site.arg("self"), transfer=join)
     for axis in site.axes("dims", len(dims)):
         site.pin(dims[axis], "its indices are shifted or reversed")
-    return dims
-
-
-def _slice_scatter_samples() -> Iterable[tuple[Any, ...]]:
-    yield aten.slice_scatter.default, (_t(2, 8), _t(2, 4), 1, 2, 6), {}
-    yield aten.select_scatter.default, (_t(2, 5, 3), _t(2, 3), 1, 2), {}
-
-
-@rule(aten.slice_scatter.default, samples=lambda: list(_slice_scatter_samples())[:1])
-def slice_scatter(site: Site) -> Dims:
-    """``src`` written over a slice of ``x``: ``x = before + src + after``."""
-    dims, source = site.dims("self"), site.dims("src")
-    axis = site.axis("dim", len(dims))
-    site.operands(site.arg("self"), site.arg("src"), transfer=join)
-    for i, (a, b) in enumerate(zip(dims, source, strict=True)):
-        if i != axis:
-            site.equate(a, b)
-    dim = dims[axis]
-    start, end, step = site.arg("start"), site.arg("end"), site.arg("step")
-    if site.solver.pinned(dim) or not all(isinstance(b, int) for b in (start, end, step) if b is not None):
-        site.pin((dim, source[axis]), "cut at a bound that comes from the input's size")
-        return dims
-    start, end, step = slice(start, end, step).indices(dim.size)
-    if step != 1:
-        site.pin((dim, source[axis]), "written with a stride")
-        return dims
-    before, after = site.fresh(start), site.fresh(dim.size - end)
-    site.equate(dim, concat((before, source[axis], after)))
-    site.record.constants += [("start", start), ("end", end)]
-    site.sizes("start", before)
-    site.sizes("end", concat((before, source[axis])))
-    rest, solver = (before, after, *dims[:axis], *dims[axis + 1 :]), site.solver
-
-    def sources(atom: Atom) -> list[int]:
-        outside = any(atom in solver.atoms(d) for d in rest)
-        inside = atom in solver.atoms(source[axis]) or any(atom in solver.atoms(d) for d in source)
-        return [i for i, present in enumerate((outside, inside)) if present]
-
-    site.record.sources = sources
-    return dims
-
-
-@rule(aten.select_scatter.default, samples=lambda: list(_slice_scatter_samples())[1:])
-def select_scatter(site: Site) -> Dims:
-    """``src`` written over one index of ``x``."""
-    dims, source = site.dims("self"), site.dims("src")
-    axis = site.axis("dim", len(dims))
-    site.operands(site.arg("self"), site.arg("src"), transfer=join)
-    for a, b in zip((*dims[:axis], *dims[axis + 1 :]), source, strict=True):
-        site.equate(a, b)
-    index, dim = site.arg("index"), dims[axis]
-    if site.solver.pinned(dim) or not isinstance(index, int):
-        site.pin(dim, "indexed by the input's size")
-        return dims
-    before = site.fresh(index % dim.size)
-    site.equate(dim, concat((before, ONE, site.fresh(dim.size - index % dim.size - 1))))
-    site.record.constants.append(("index", index % dim.size))
-    site.sizes("index", before)
     return dims
