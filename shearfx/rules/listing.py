@@ -1,6 +1,6 @@
 """The registered rules as a table for people, read off the registry and the rules' own code.
 
-``python -m shearfx.rules.listing`` prints it; ``python -m shearfx.rules.listing README.md`` puts it between the marks.
+``python -m shearfx.rules.listing`` prints it; ``python -m benchmarks.readme`` puts it into the README.
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import sys
-from pathlib import Path
 from types import ModuleType
 
 from shearfx.rules import RULES
 
-__all__ = ["BEGIN", "END", "operators", "pin_reasons", "replaced", "table"]
+__all__ = ["operators", "pin_reasons", "table"]
 
-BEGIN, END = "<!-- operators: begin (python -m shearfx.rules.listing README.md) -->", "<!-- operators: end -->"
 
 NOTATION, PATTERNS = ("registry", "notation"), "contraction"
 """Where rules that are a line of notation have their function, and the family of all of them."""
@@ -64,22 +61,5 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def replaced(text: str) -> str:
-    """A text with the table between its marks brought up to date.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no marks {BEGIN!r} and {END!r}")
-    return f"{before}{begin}\n{table()}\n{end}{after}"
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        readme = Path(sys.argv[1])
-        readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(table())
+    print(table())
