@@ -94,11 +94,15 @@ def prune(
     with talking(as_json, debug) as talk:
         _check_options(ratio, apply, plan_only)
         _check_free(out, file=plan_only, overwrite=overwrite)
-        read = _read_plan(apply) if apply is not None else None
-        loaded = open_model(talk, model, dtype=dtype, device=device)
-        if read is not None:
-            plan = read
+        if apply is not None:
+            plan = _read_plan(apply)
+            if _on_disk(model, plan, dtype):
+                _cut_on_disk(talk, model, plan, out, overwrite)
+                loaded = None
+            else:
+                loaded = open_model(talk, model, dtype=dtype, device=device)
         else:
+            loaded = open_model(talk, model, dtype=dtype, device=device)
             plan = _make_plan(
                 talk,
                 loaded,
@@ -119,8 +123,10 @@ def prune(
         data = {"model": model, "out": str(out), **describe(plan)}
         if plan_only:
             _write(out, plan.to_json())
-        else:
+        elif loaded is not None:
             data |= _cut_and_save(talk, loaded, plan, out, overwrite)
+        if not plan_only:
+            data["loads_with"] = "transformers" if (out / "config.json").is_file() else "shearfx.load"
 
         def show(console: Console) -> None:
             show_plan(console, plan)
@@ -158,7 +164,7 @@ def _batches(talk: Talk, loaded: LoadedModel, calibration: Calibration) -> list[
     )
 
 
-def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, Any]:
+def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, int]:
     import shearfx
     from shearfx.evaluation import parameter_count
 
@@ -168,11 +174,20 @@ def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path,
         small = shearfx.construct(loaded.module, plan, form="fx" if form == "fx" else "module", consume=form != "fx")
     with talk.step(f"saving to {out}"):
         shearfx.save(small, plan, out, tokenizer=loaded.tokenizer, overwrite=overwrite)
-    return {
-        "parameters_before": before,
-        "parameters_after": parameter_count(small).total,
-        "loads_with": "transformers" if (out / "config.json").is_file() else "shearfx.load",
-    }
+    return {"parameters_before": before, "parameters_after": parameter_count(small).total}
+
+
+def _on_disk(model: str, plan: PruningPlan, dtype: str | None) -> bool:
+    """Whether a plan can be applied to files without loading the model."""
+    folder = Path(model).expanduser()
+    return (folder / "config.json").is_file() and dtype is None and plan.options.get("form", "module") == "module"
+
+
+def _cut_on_disk(talk: Talk, model: str, plan: PruningPlan, out: Path, overwrite: bool) -> None:
+    from shearfx.on_disk import apply_to_folder
+
+    with talk.step(f"cutting {model} into {out}"):
+        apply_to_folder(model, plan, out, overwrite=overwrite)
 
 
 # -- what was cut ----------------------------------------------------------------------------------------
