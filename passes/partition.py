@@ -149,6 +149,8 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
                     if record.sources is not None:
                         values = [values[i] for i in record.sources(atom)] or values
                     value = record.transfer(values)
+                if record.divisor is not None and atom not in touched[sources[record.divisor]]:
+                    value = _divided(value, seen(atom)[1 - record.divisor])
                 if value is not base[node]:
                     zeroed[node][atom] = value
         for exit_ in record.exits:
@@ -161,6 +163,13 @@ def certify(graph: Graph) -> dict[Atom, Verdict]:
                     if CERTIFICATES.index(new.certificate) > CERTIFICATES.index(old.certificate):
                         verdicts[atom] = new
     return verdicts
+
+
+def _divided(measured: Value, dividend: Value) -> Value:
+    """What is known of a quotient whose divisor is not zero, though its class would allow that."""
+    if dividend is Value.ZERO:
+        return Value.ZERO
+    return Value.FINITE if dividend <= Value.FINITE and measured > Value.FINITE else measured
 
 
 def _carriers(graph: Graph, record: Record) -> dict[Atom, set[tuple[int, ...]]]:

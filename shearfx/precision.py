@@ -45,7 +45,12 @@ def double_precision() -> Iterator[None]:
 
 def doubled(module: nn.Module) -> nn.Module:
     """A float64 copy of a module; of a graph module, with its casts rewritten too."""
-    module = copy.deepcopy(module).double()
+    module = copy.deepcopy(module)
+    for norm in module.modules():  # an epsilon left open is that of the dtype as shipped, which plans write out
+        if isinstance(norm, nn.RMSNorm) and norm.eps is None:
+            dtype = torch.get_default_dtype() if norm.weight is None else norm.weight.dtype
+            norm.eps = torch.finfo(dtype).eps
+    module = module.double()
     if isinstance(module, fx.GraphModule):
         for node in module.graph.nodes:
             if node.op == "call_function":

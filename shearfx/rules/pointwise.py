@@ -31,10 +31,15 @@ def is_pointwise(target: Any) -> bool:
 _PACKETS = {getattr(aten, name) for name in _UNTAGGED if hasattr(aten, name)}
 
 
+_DIVISIONS = {aten.div, aten.divide, aten.true_divide}
+
+
 def pointwise(site: Site) -> Dims:
     """Any operator that torch tags as point-wise: operands broadcast against each other."""
     nodes = [node for node in site.tensors() if node is not None]
     site.operands(*nodes, transfer=_measured(site))
+    if getattr(site.node.target, "overloadpacket", None) in _DIVISIONS and len(nodes) == 2:
+        site.record.divisor = 1
     shapes = [site.dims(node) for node in nodes]
     dims = site.broadcast(shapes)
     site.carried(dims, shapes)

@@ -68,6 +68,9 @@ class Record:
     transfer: Transfer | None = None
     data: bool = False
     """Whether the numbers follow the model's input (an activation), rather than weights and positions alone."""
+    divisor: int | None = None
+    """Which operand the others are divided by: where zeroing leaves it alone, the full model vouches that it is not
+    zero, as its own results would not be finite."""
     sources: Callable[[Atom], Sequence[int]] | None = None
     """For an atom of the result: which operands its slice is made of. None: all of them."""
     carried: list[tuple[Dim, tuple[int, ...]]] = field(default_factory=list)
