@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import record
@@ -45,18 +46,20 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds a row")
     parser.add_argument("--again", action="store_true", help="do not reuse finished rows")
     parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning beside it, where installed")
+    parser.add_argument("--fx-only", action="store_true", help="leave out the original class, which takes longest")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(measure(options.row)))
+        print(json.dumps(measure(options.row, not options.fx_only)))
         return
     from tests import zoo
 
     entries = {e.name: e for e in zoo.entries() if not options.names or e.name in options.names}
     rows = {} if options.again or not ROWS.exists() else json.loads(ROWS.read_text())
-    todo = [name for name in entries if name not in rows]
+    todo = [n for n in entries if n not in rows or not (options.fx_only or "module form" in rows[n])]
+    extra = ["--fx-only"] if options.fx_only else []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        jobs = {pool.submit(run, name, "benchmarks.model_matrix", options.limit): name for name in todo}
+        jobs = {pool.submit(run, name, "benchmarks.model_matrix", options.limit, extra): name for name in todo}
         for done, job in enumerate(concurrent.futures.as_completed(jobs), 1):
             rows[jobs[job]] = job.result()
             print(f"[{done}/{len(todo)}] {jobs[job]}: {rows[jobs[job]]['outcome']}", file=sys.stderr, flush=True)
@@ -69,12 +72,13 @@ def main() -> None:
     report([rows[name] for name in entries if name in rows])
 
 
-def run(name: str, module: str, limit: float) -> dict[str, Any]:
+def run(name: str, module: str, limit: float, extra: Sequence[str] = ()) -> dict[str, Any]:
     """One row, in a process of its own."""
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", module, "--row", name], capture_output=True, text=True, timeout=limit
-        )
+            [sys.executable, "-W", "ignore", "-m", module, "--row", name, *extra],
+            capture_output=True, text=True, timeout=limit,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"model": name, "outcome": "hang", "pinned": f"more than {limit:.0f} s"}
     if done.returncode or not done.stdout.strip():
@@ -83,7 +87,7 @@ def run(name: str, module: str, limit: float) -> dict[str, Any]:
     return row
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, original_class: bool = True) -> dict[str, Any]:
     """Cut one model in all its groups at once, at random, and compare."""
     import torch
 
@@ -109,7 +113,8 @@ def measure(name: str) -> dict[str, Any]:
         )
         enough = row["removed"] >= 0.1 and row["moved"] > 1e-6 and not row["missing"]
         row["outcome"] = "sound" if enough else "refused"
-        row["module form"] = module_form(model, graph)
+        if original_class:
+            row["module form"] = module_form(model, graph)
     except SoundnessError as error:
         row |= {"outcome": "wrong", "pinned": str(error)}
     except ShearError as error:
