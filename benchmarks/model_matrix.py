@@ -108,9 +108,7 @@ def measure(name: str, original_class: bool = True) -> dict[str, Any]:
         row["removed"] = max(plan.achieved for plan, _ in reports)
         row["error"] = max(r.max_relative_error for _, found in reports for r in found)
         row["moved"] = max(r.moved for _, found in reports for r in found)
-        row["missing"] = sorted(
-            s for s in entry.structures if s in KINDS and not KINDS[s] & {g.kind for g in cut}
-        )
+        row["missing"] = sorted(s for s in entry.structures if s in KINDS and not KINDS[s] & {g.kind for g in cut})
         enough = row["removed"] >= 0.1 and row["moved"] > 1e-6 and not row["missing"]
         row["outcome"] = "sound" if enough else "refused"
         if original_class:
@@ -148,7 +146,8 @@ def check(model: Any, graph: Any, seed: int) -> tuple[Any, list[Any]]:
             reports.append(shearfx.verify(model.module, plan, *args, graph=graph, **kwargs))
         elif seed == 0:  # another signature (a padding mask): traced anew
             traced = shearfx.trace(model.module, *args, **kwargs)
-            again = of_cuts(traced, {g.name: kept[g.name] for g in traced.groups if g.name in kept}, options={"form": "fx"})
+            same = {g.name: kept[g.name] for g in traced.groups if g.name in kept}
+            again = of_cuts(traced, same, options={"form": "fx"})
             reports.append(shearfx.verify(model.module, again, *args, graph=traced, **kwargs))
     return plan, reports
 

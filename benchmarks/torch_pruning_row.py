@@ -72,8 +72,8 @@ def measure(name: str) -> str:
     expected = run(zeroed)
     if [t.shape for t in expected] != [t.shape for t in cut]:
         return f"wrong: other output shapes, removed {removed:.0%}"
-    error = relative_error(expected, cut)
-    return f"{'sound' if error < 1e-8 else 'wrong'}: removed {removed:.0%}, error {error:.0e}"
+    difference = relative_error(expected, cut)
+    return f"{'sound' if difference < 1e-8 else 'wrong'}: removed {removed:.0%}, error {difference:.0e}"
 
 
 def _zero(model: Any, names: Mapping[Any, str], dependency: Any, indices: Any) -> None:

@@ -271,4 +271,3 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
                 node.update_kwarg(name, value)
             return
     raise KeyError(name)
-

@@ -43,9 +43,9 @@ def inline(graph_module: fx.GraphModule) -> None:
         with graph_module.graph.inserting_before(node):
             for inner in body.graph.nodes:
                 if inner.op == "output":
-                    results = fx.node.map_arg(inner.args[0], lambda n: mapping[n])
+                    results = fx.node.map_arg(inner.args[0], mapping.__getitem__)
                 elif inner.op != "placeholder":
-                    mapping[inner] = graph_module.graph.node_copy(inner, lambda n: mapping[n])
+                    mapping[inner] = graph_module.graph.node_copy(inner, mapping.__getitem__)
                     if inner.op == "get_attr":
                         setattr(graph_module, str(inner.target), getattr(body, str(inner.target)))
         if isinstance(results, (tuple, list)):

@@ -92,7 +92,8 @@ def example_call(model: nn.Module, plan: PruningPlan, open_size: int = 3) -> dic
             continue
         dtype = getattr(torch, str(value.get("dtype")), None)
         if not isinstance(dtype, torch.dtype):
-            raise TraceError(message(f"the plan's record of argument {name!r} is damaged", todo="pass graph=trace(...)"))
+            what = f"the plan's record of argument {name!r} is damaged"
+            raise TraceError(message(what, todo="pass graph=trace(...)"))
         symbols: dict[str, int] = {}
         shape = [s if isinstance(s, int) else symbols.setdefault(s, open_size + len(symbols)) for s in value["shape"]]
         make = torch.ones if not dtype.is_floating_point else torch.zeros

@@ -353,9 +353,7 @@ class Solver:
     def _factor_sum(self, dim: Sum, outer: Size, inner: Size, against: Dim | None) -> tuple[Dim, Dim]:
         counts = [quotient(part.size, inner) for part in dim.parts]
         if all(count is not None for count in counts):
-            pieces = [
-                self.factor(part, count, inner, against) for part, count in zip(dim.parts, counts, strict=True)
-            ]
+            pieces = [self.factor(part, count, inner, against) for part, count in zip(dim.parts, counts, strict=True)]
         elif isinstance(outer, int) and isinstance(inner, int) and outer <= MAX_ROWS:
             pieces, rest = [], self.resolve(dim)
             for _ in range(outer):

@@ -62,6 +62,4 @@ def doubled(module: nn.Module) -> nn.Module:
 
 def doubled_inputs(inputs: Any) -> Any:
     """Floating tensors of any structure as float64."""
-    return pytree.tree_map(
-        lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, inputs
-    )
+    return pytree.tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, inputs)

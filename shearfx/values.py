@@ -85,7 +85,7 @@ def samples(value: Value, dtype: torch.dtype, around: Iterable[float] = ()) -> t
     """Sample numbers of a class, as a 1-D tensor of a dtype of the same kind (float64, int64 or bool).
 
     Args:
-        around: numbers next to which something may change (``x > 50``): those next to them that fit the class are added.
+        around: numbers next to which something may change (``x > 50``): their neighbours that fit the class are added.
     """
     low = {Value.ZERO: math.inf, Value.POSITIVE: 0.0, Value.NONNEGATIVE: 0.0}.get(value, -math.inf)
     chosen = _SAMPLES[value] + tuple(x for c in around for x in (c - 1, c, c + 1) if x > low)

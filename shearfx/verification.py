@@ -15,8 +15,8 @@ from shearfx.construction import analysis_of, construct
 from shearfx.errors import SoundnessError, message
 from shearfx.graph import Graph
 from shearfx.masking import mask
-from shearfx.pruning_plan import PruningPlan
 from shearfx.precision import double_precision, doubled, doubled_inputs
+from shearfx.pruning_plan import PruningPlan
 from shearfx.tracing import by_name, evaluation
 
 TOLERANCE = 1e-10
@@ -34,7 +34,7 @@ class Report:
     """Of the original class; None where the plan is for the fx form only."""
     fx_error: float | None
     moved: float
-    """How far masking moved the output from the original's, relative likewise: a cut that moves nothing shows little."""
+    """How far masking moved the output from the original's, likewise relative: what moves nothing shows little."""
     tolerance: float
     outputs: int
 

@@ -244,4 +244,3 @@ def one_hot(site: Site) -> Dims:
     classes: Dim = site.fresh(site.shape()[-1])
     site.pin(classes, LOOKED_UP)
     return (*dims, classes)
-

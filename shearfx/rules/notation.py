@@ -115,9 +115,7 @@ def _pattern_samples(target: Any, parsed: Pattern) -> Iterable[tuple[Any, ...]]:
     names = sorted({n for operand in parsed.inputs for n in operand if n != "..."})
     sizes = dict(zip(names, (4, 6, 5, 7, 3), strict=False))
     for batch in ((2, 3), (2,)) if any("..." in operand for operand in parsed.inputs) else ((),):
-        shapes = [
-            [s for n in operand for s in (batch if n == "..." else (sizes[n],))] for operand in parsed.inputs
-        ]
+        shapes = [[s for n in operand for s in (batch if n == "..." else (sizes[n],))] for operand in parsed.inputs]
         tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
         yield target, tuple(tensors), {}
         if parsed.additive[-1]:

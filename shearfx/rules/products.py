@@ -208,5 +208,3 @@ def similarity(site: Site) -> Dims:
 
 def _finite(values: list[Value]) -> Value:
     return Value.UNKNOWN if max(values) > Value.FINITE else Value.FINITE
-
-

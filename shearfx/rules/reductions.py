@@ -162,8 +162,10 @@ def statistic_pair(site: Site) -> list[Dims | None]:
         if "_mean" not in str(site.node.target):
             site.pin(dims[axis], "positions in it are looked up")
     rank = site.node.meta["val"][0].dim()
-    kept = tuple(ONE if i in axes else d for i, d in enumerate(dims)) if rank == len(dims) else tuple(
-        d for i, d in enumerate(dims) if i not in axes
+    kept = (
+        tuple(ONE if i in axes else d for i, d in enumerate(dims))
+        if rank == len(dims)
+        else tuple(d for i, d in enumerate(dims) if i not in axes)
     )
     return [kept, kept]
 
