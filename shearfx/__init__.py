@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shearfx.analysis import trace
+    from shearfx.checkpoints import load, save
     from shearfx.construction import construct
     from shearfx.errors import CheckpointError, PlanError, ShearError, SoundnessError, TraceError
     from shearfx.masking import mask

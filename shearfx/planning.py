@@ -62,7 +62,8 @@ def plan(
         saliency: ``"random"``, ``"magnitude"``, ``"taylor"``, another registered name, or a :class:`Saliency`.
         model: the model; its weights are needed by most saliencies. Never changed.
         scope: ``"global"`` cuts where it costs least; ``"uniform"`` leaves equal counts in all groups that are alike
-            in kind, size and place within their layer, so that a plain configuration describes the result.
+            in kind, size and place within their layer (place aside for a model with a configuration, whose fields know
+            none), so that a plain configuration describes the result.
         form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
         round_to: dims of parameters that change become multiples of this; what cannot be stays whole.
         allow: certificates to admit beside exact and compensated: ``("approximate",)``.

@@ -63,7 +63,10 @@ def select(graph: Graph, model: nn.Module | None, wanted: Selection) -> tuple[li
             admitted.append(one)
         elif left:
             refused.setdefault(reason, []).extend(left)
-    return (_alike(admitted) if wanted.scope == "uniform" else admitted), refused
+    if wanted.scope == "uniform":
+        configured = wanted.form == "module" and hasattr(model, "config")
+        admitted = alike(admitted, place_counts=not configured)
+    return admitted, refused
 
 
 def _check(graph: Graph, wanted: Selection) -> None:
@@ -125,15 +128,20 @@ def _inexpressible(bundle: Bundle) -> str:
     )
 
 
-def _alike(tied: Sequence[Tied]) -> list[Tied]:
-    """One for all layers: what has the same kinds, sizes and place within its layer is cut to equal counts."""
+def alike(tied: Sequence[Tied], place_counts: bool = True) -> list[Tied]:
+    """One for all layers: what has the same kinds, sizes and place within its layer is cut to equal counts.
+
+    Where a configuration has to describe the result, the place does not count: its fields know no places (one width
+    for encoder and decoder).
+    """
     layers: dict[tuple[object, ...], list[Tied]] = {}
     for one in tied:
         rows = zip(one.groups, one.weights, strict=True)
-        layers.setdefault(tuple(sorted((place(g), g.kind, g.size, w) for g, w in rows)), []).append(one)
+        key = tuple(sorted((place(g) if place_counts else "", g.kind, g.size, w) for g, w in rows))
+        layers.setdefault(key, []).append(one)
     return [
-        Tied(tuple(g for t in alike for g in t.groups), tuple(w for t in alike for w in t.weights))
-        for alike in layers.values()
+        Tied(tuple(g for t in same for g in t.groups), tuple(w for t in same for w in t.weights))
+        for same in layers.values()
     ]
 
 

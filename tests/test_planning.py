@@ -24,7 +24,7 @@ from shearfx.errors import PlanError
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Saliency
-from shearfx.selection import OPTIONAL_KINDS, Tied, place
+from shearfx.selection import OPTIONAL_KINDS, Tied, alike, place
 from tests import zoo
 
 ENTRIES = ("llama", "gptj", "cnn_resnet", "moe_einsum", "squeeze_excite", "llama_lora")
@@ -292,6 +292,15 @@ def test_uniform_leaves_layers_alike(name: str, ratio: float, kinds: Any, salien
     for group in graph.groups:
         counts.setdefault((place(group), group.kind, group.size), set()).add(left.get(group.name, group.size))
     assert all(len(found) == 1 for found in counts.values())
+
+
+def test_where_a_configuration_describes_the_result_places_do_not_count() -> None:
+    """T5 has one width and one number of heads for encoder and decoder."""
+    _, graph = traced("t5")
+    tied = [Tied((g,), (1,)) for g in graph.groups if g.kind in ("ffn", "heads")]
+    assert len(alike(tied)) == 5  # heads: encoder, decoder, both cross; widths: encoder, decoder
+    assert {one.groups[0].kind for one in alike(tied, place_counts=False)} == {"ffn", "heads"}
+    assert sorted(len(one.groups) for one in alike(tied, place_counts=False)) == [3, 4]
 
 
 def test_uniform_chooses_in_each_layer_by_its_own_scores() -> None:
