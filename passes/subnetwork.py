@@ -79,6 +79,9 @@ class _Structure(nn.Module):
         super().__init__()
         self.spec = spec
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Structure:
+        return _Structure(self.spec)  # immutable, and copying it makes torch warn
+
     def forward(self, *flat: Any) -> Any:
         return pytree.tree_unflatten(flat, self.spec)
 
