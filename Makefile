@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-JOBS   ?= auto
-PYTEST := $(BIN)/python -m pytest
+# Many small matrices: a second thread in a process costs more than it gains, a second process does not.
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
 
 .PHONY: help demo test test-slow check lint clean
 
@@ -36,10 +37,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m shearfx.demo demo-out
 
 test: $(VENV)/.installed
-	$(PYTEST) -n $(JOBS)
+	$(PYTEST)
 
 test-slow: $(VENV)/.demo
-	$(PYTEST) -n $(JOBS) -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

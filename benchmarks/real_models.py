@@ -157,10 +157,10 @@ def notes(rows: list[dict[str, Any]]) -> str:
     for row in {r["model"]: r for r in rows}.values():
         about, judged, speed = row["conditions"], row["conditions"]["judged"], row["conditions"]["speed"]
         lines.append(
-            f"- {row['model']}: {', '.join(about['kinds'] or ('default kinds',))} cut by taylor on {BATCHES} windows of "
-            f"{WINDOW} tokens of {about['scored on']}; perplexity on {about['judged by']}, {judged['tokens']} tokens, "
-            f"sequence {judged['sequence_length']}, {judged['tokenizer']}, {judged['dtype']}; speed in tokens/s, batch 1, "
-            f"{speed['prompt_tokens']} + {speed['new_tokens']} tokens, medians of 5 rounds by turns, "
+            f"- {row['model']}: {', '.join(about['kinds'] or ('default kinds',))} cut by taylor on {BATCHES} windows "
+            f"of {WINDOW} tokens of {about['scored on']}; perplexity on {about['judged by']}, {judged['tokens']} "
+            f"tokens, sequence {judged['sequence_length']}, {judged['tokenizer']}, {judged['dtype']}; speed in "
+            f"tokens/s, batch 1, {speed['prompt_tokens']} + {speed['new_tokens']} tokens, medians of 5 rounds by turns, "
             f"{speed['threads']} threads"
         )
     return "\n".join(lines)

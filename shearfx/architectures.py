@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,25 @@ from shearfx.pretrained import check_config, model_class
 from shearfx.tensor_files import damaged, read_json
 from shearfx.tracing import tensor_names
 
-__all__ = ["assign", "config_of", "empty_model", "named_tensors", "plain_copy", "read_config", "with_storage",
-           "without_storage"]  # fmt: skip
+__all__ = [
+    "assign",
+    "choose",
+    "config_of",
+    "empty_model",
+    "implementations_of",
+    "named_tensors",
+    "plain_copy",
+    "read_config",
+    "with_storage",
+    "without_storage",
+]
+
+
+IMPLEMENTATIONS = {
+    "_attn_implementation": ("eager", "sdpa", "flex_attention"),
+    "_experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+"""Where a config keeps which code runs an operator, and what it may be set to: a name with a slash would fetch code."""
 
 
 def read_config(path: Path) -> tuple[PreTrainedConfig, Any]:
@@ -64,21 +81,31 @@ def empty_model(cls: Any, config: PreTrainedConfig, like: nn.Module | None = Non
     Args:
         cls: its class.
         config: not changed.
-        like: choose the implementation of attention that this model has.
+        like: choose the implementations of operators (attention, experts) that this model has.
 
     Raises:
         Exception: whatever the class raises on a config that it does not like.
     """
     config = copy.deepcopy(config)
-    theirs = None if like is None else config_of(like)
-    if theirs is not None:
-        with contextlib.suppress(AttributeError):
-            config._attn_implementation = theirs._attn_implementation
+    choose(config, implementations_of(config if like is None else config_of(like)))
     with _silent(), no_init_weights(), init_empty_weights(include_buffers=False):
         model = cls._from_config(config, dtype=config.dtype or torch.float32)
     model.tie_weights()
     assert isinstance(model, nn.Module)
     return model.eval()
+
+
+def implementations_of(config: PreTrainedConfig | None) -> dict[str, str]:
+    """Which implementations of operators a model is set to use; its files do not say."""
+    chosen = {name: getattr(config, name, None) for name in IMPLEMENTATIONS}
+    return {name: value for name, value in chosen.items() if isinstance(value, str)}
+
+
+def choose(config: PreTrainedConfig, implementations: Mapping[str, Any]) -> None:
+    """Set which implementations of operators a model of this config uses; only those that torch itself brings."""
+    for name, allowed in IMPLEMENTATIONS.items():
+        if implementations.get(name) in allowed and hasattr(config, name):
+            setattr(config, name, implementations[name])
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def _solve(model: nn.Module, graph: Graph, plan: PruningPlan, memory: Memory) ->
     first = _Search(memory, memory.model, memory.graph, representative(plan, memory.graph), memory.read).run()
     if not first.ok:
         return first
-    full = hollow(model)
+    full = hollow(model, like=graph)
     kinds: dict[str, set[str]] = {}
     for path, name in memory.read:
         kinds.setdefault(type(memory.model.get_submodule(path)).__qualname__, set()).add(name)

@@ -49,9 +49,7 @@ def variables(
     for (kind, name, signature), group in instances.items():
         choices: dict[int, tuple[int, ...]] = {}
         for at in range(max(len(options) for _, options, _ in group)):
-            values = tuple(
-                new_size(options[at], sizes) if at < len(options) else old for _, options, old in group
-            )
+            values = tuple(new_size(options[at], sizes) if at < len(options) else old for _, options, old in group)
             if values not in choices.values() and any(v != old for v, (_, _, old) in zip(values, group, strict=True)):
                 choices[at] = values
         if choices:

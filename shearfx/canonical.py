@@ -99,7 +99,8 @@ class Canonical:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt):
             return ("number", self._closed(value.node.expr))
-        if node.target is operator.getitem and getattr(node.args[0], "target", None) is _NATIVE_NORM and not node.args[1]:
+        first = node.target is operator.getitem and not node.args[1]
+        if first and getattr(node.args[0], "target", None) is _NATIVE_NORM:
             return self.ids[node.args[0]]  # type: ignore[index]
         if node.op == "get_attr" or not hasattr(node.target, "_schema"):
             return self.number(str(node.target), self.value(node.args), self.value(tuple(node.kwargs.items())))
@@ -127,9 +128,7 @@ class Canonical:
         if packet in SPLITS and source is not None and isinstance(shape, list):
             return self.number("split", self.ids[source], tuple(shape))
         if packet is aten.slice and source is not None and isinstance(shape, tuple):
-            axis = int(arguments["dim"][1]) % len(shape) if "dim" in arguments else 0
-            if arguments.get("end", ("number", 0))[1] == self.shapes[source][axis]:
-                arguments.pop("end")
+            self._bounds(arguments, self.shapes[source])
         if packet is aten.scaled_dot_product_attention:
             query, key = (self.shapes[arg] for arg in node.args[:2] if isinstance(arg, fx.Node))
             if "scale" not in arguments and isinstance(query[-1], int):
@@ -143,6 +142,18 @@ class Canonical:
         if packet is aten.rms_norm and "eps" not in arguments:
             arguments["eps"] = self.value(torch.finfo(_dtype(node)).eps)
         return self.number(str(packet), tuple(sorted(arguments.items())))
+
+    def _bounds(self, arguments: dict[str, Any], before: Shape) -> None:
+        """Bounds of a slice counted from the front; an end at the end left out."""
+        size = before[int(arguments["dim"][1]) % len(before) if "dim" in arguments else 0]
+        for name in ("start", "end"):
+            if name in arguments:
+                bound = arguments[name][1]
+                arguments[name] = ("number", max(0, bound + size) if bound < 0 else min(bound, size))
+        if arguments.get("start") == ("number", 0):
+            del arguments["start"]
+        if arguments.get("end") == ("number", size):
+            del arguments["end"]
 
     def _reshaped(self, source: fx.Node, before: Any, shape: Shape) -> Any:
         base, first = self.ids[source], before

@@ -71,7 +71,8 @@ def capture(model: nn.Module, call: Mapping[str, Any], forward: Callable[..., An
     def describe(graph: fx.Graph, out: Any) -> Traced:
         return _describe(model, graph, list(tensors), aliases, [paths[i] for i in where], out)
 
-    inputs = [leaves[i] for i in where]
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+    inputs = [leaves[i].to(device) for i in where]
     with evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent():
         try:
             made = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True,

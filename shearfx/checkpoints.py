@@ -24,8 +24,10 @@ from transformers import GenerationConfig, PreTrainedConfig
 from shearfx import adapters
 from shearfx.analysis import trace
 from shearfx.architectures import (
+    choose,
     config_of,
     empty_model,
+    implementations_of,
     named_tensors,
     read_config,
     with_storage,
@@ -93,6 +95,8 @@ def save(
     if form == "module":
         plain = plain_config(small, plan, original_config)
     plan = dataclasses.replace(plan, config=dict(plain.fields), options={**plan.options, "form": form})
+    if form == "fx" and original_config is not None:  # another implementation makes another graph
+        plan.options["implementations"] = implementations_of(original_config)
     base = adapters.unwrapped(small)
     # A graph's class is known by name only; that of a wrapped model is PEFT's, which no configuration describes.
     original = original_config if plan.model.startswith("transformers.") else None
@@ -237,7 +241,7 @@ def load(
     elif (folder / CONFIG).is_file():
         small = _built(folder, folder / CONFIG)
     elif (folder / ORIGINAL).is_file():
-        small = cut_hollow(_built(folder, folder / ORIGINAL), plan)
+        small = cut_hollow(_built(folder, folder / ORIGINAL, plan), plan)
     else:
         todo = f"give the full-size model: shearfx.load(path, model=...), a {plan.model}"
         raise CheckpointError(message("the folder does not say how to build the model", where=str(folder), todo=todo))
@@ -265,9 +269,11 @@ def read_plan(folder: Path) -> PruningPlan:
     return PruningPlan.from_json(text)
 
 
-def _built(folder: Path, path: Path) -> nn.Module:
+def _built(folder: Path, path: Path, plan: PruningPlan | None = None) -> nn.Module:
     """The model that a configuration describes, with adapters if the folder has any; parameters have no numbers."""
     config, cls = read_config(path)
+    wanted = plan.options.get("implementations") if plan is not None else None
+    choose(config, wanted if isinstance(wanted, dict) else {})
     try:
         model = empty_model(cls, config)
     except Exception as error:  # classes check their configs with errors of all kinds

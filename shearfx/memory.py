@@ -52,7 +52,7 @@ def memory_of(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | 
 
 def _remember(model: nn.Module, graph: Graph, example_call: Mapping[str, Any] | None) -> Memory:
     """Run the uncut model once: what it reads, and whether a capture of it is the graph that was analysed."""
-    full = hollow(model)
+    full = hollow(model, like=graph)
     try:
         call, sizes = example(graph) if example_call is None else (dict(example_call), {})
     except TraceError as error:

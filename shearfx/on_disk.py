@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from shearfx import adapters
 from shearfx.adapter_cuts import adapter_cuts
-from shearfx.architectures import empty_model, read_config, without_storage
+from shearfx.architectures import choose, empty_model, read_config, without_storage
 from shearfx.atomic import PLAN_FILE, new_folder, write_text
 from shearfx.checkpoints import BUFFERS, CONFIG, Contents, contents_of, cut_hollow, finish, write_config
 from shearfx.errors import CheckpointError, PlanError, message
@@ -60,7 +60,12 @@ def apply_to_folder(
             _cut_adapter(old, plan, new, Path(target))
             write_text(new / PLAN_FILE, plan.to_json())
         return Path(target)
-    base = adapters.for_base(plan) if adapters.is_wrapped(plan) else plan
+    base = plan
+    if adapters.is_wrapped(plan):
+        if plan.options.get("form") == "fx":
+            todo = 'construct and save the model in memory, or make the plan with form="module"'
+            raise PlanError(message("a graph of a model with adapters has no base that could be cut alone", todo=todo))
+        base = adapters.for_base(plan)
     with TensorFiles(old) as files:
         if (old / CONFIG).is_file():
             job = _with_config(old, files, base)
@@ -111,6 +116,8 @@ class _Job:
 def _with_config(old: Path, files: TensorFiles, plan: PruningPlan) -> _Job:
     """A Hugging Face folder: its class says how tensors are named, and whether a configuration states the cut."""
     config, cls = read_config(old / CONFIG)
+    wanted = plan.options.get("implementations")
+    choose(config, wanted if isinstance(wanted, dict) else {})
     try:
         full = empty_model(cls, config)
     except Exception as error:  # classes check their configs with errors of all kinds

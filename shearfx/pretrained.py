@@ -254,7 +254,7 @@ def _tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
 def _json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable("the file is not JSON", path, error) from error
     if not isinstance(raw, dict):
         raise CheckpointError(message("the file is not a JSON object", where=str(path), todo="fetch the model again"))

@@ -164,5 +164,3 @@ def _alike(full: Traced, small: Traced) -> Failure | None:
 def _shapes(traced: Traced) -> list[Any]:
     output = next(node for node in traced.graph.nodes if node.op == "output")
     return [tuple(v.meta["val"].shape) for v in output.args[0] if hasattr(v, "meta") and "val" in v.meta]
-
-

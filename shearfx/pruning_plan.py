@@ -17,6 +17,8 @@ from shearfx.graph import Graph, kept_mask, mentions, new_size
 from shearfx.plan_text import format_term, from_ranges, parse_term, to_ranges
 
 FORMAT = 1
+LARGEST = 2**26
+"""Structures that all cuts of a plan may have together: some tenfold of what a model of 70 B parameters has."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ class PruningPlan:
         """For every name of every tensor that shrinks: dim to LongTensor of kept indices."""
         kept: dict[str, dict[int, torch.Tensor]] = {}
         for name, terms in self.terms.items():
-            dims = {
-                axis: self._mask(term).nonzero().flatten() for axis, term in enumerate(terms) if term is not None
-            }
+            dims = {axis: self._mask(term).nonzero().flatten() for axis, term in enumerate(terms) if term is not None}
             for alias in self.aliases.get(name, (name,)):
                 kept[alias] = dims
         return kept
@@ -138,7 +138,7 @@ class PruningPlan:
             return cls._read(json.loads(text))
         except PlanError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise PlanError(
                 message(f"this is no readable plan: {type(error).__name__}: {error}", todo="make the plan again")
             ) from None
@@ -147,10 +147,10 @@ class PruningPlan:
     def _read(cls, data: dict[str, Any]) -> PruningPlan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError(message("this is no plan of this version of shearfx", todo="make the plan again"))
-        cuts = tuple(
-            Cut(str(c["name"]), str(c["kind"]), int(c["size"]), str(c["certificate"]), from_ranges(c["kept"], c["size"]))
-            for c in data["cuts"]
-        )
+        # A plan may come from a stranger: whatever it says, reading it needs no more memory than a model's plan does.
+        if sum(int(c["size"]) for c in data["cuts"]) > LARGEST or any(int(c["size"]) < 1 for c in data["cuts"]):
+            raise ValueError("cuts of impossible sizes")
+        cuts = tuple(_cut(c, int(c["size"])) for c in data["cuts"])
         plan = cls(
             model=str(data["model"]),
             shapes={str(k): tuple(map(int, v)) for k, v in data["shapes"].items()},
@@ -158,11 +158,11 @@ class PruningPlan:
             call=dict(data["call"]),
             cuts=cuts,
             terms={str(k): tuple(None if t is None else str(t) for t in v) for k, v in data["terms"].items()},
-            compensations=tuple(Compensation(**c) for c in data["compensations"]),
+            compensations=tuple(_compensation(c) for c in data["compensations"]),
             attributes={str(k): _numbers(v) for k, v in data["attributes"].items()},
             config=_numbers(data["config"]),
-            asked=float(data["asked"]),
-            achieved=float(data["achieved"]),
+            asked=_number(data["asked"]),
+            achieved=_number(data["achieved"]),
             options=dict(data["options"]),
             versions={str(k): str(v) for k, v in data["versions"].items()},
         )
@@ -176,17 +176,33 @@ class PruningPlan:
             if shape is None or len(shape) != len(terms):
                 raise PlanError(message(f"the plan cuts {name!r}, which its own list of tensors does not have"))
             for axis, term in enumerate(terms):
-                if term is not None and parse_term(term, atoms).size != shape[axis]:
+                if term is not None and (shape[axis] > LARGEST or parse_term(term, atoms).size != shape[axis]):
                     raise PlanError(message(f"the plan contradicts itself at dim {axis} of {name}: {term}"))
         for compensation in self.compensations:
             if compensation.weight not in self.shapes or compensation.after < 1 or compensation.before < 1:
                 raise PlanError(message(f"the plan compensates {compensation.weight!r}, which is no tensor of it"))
 
 
+def _number(value: Any) -> Any:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"expected a number, not {value!r}")
+    return value
+
+
 def _numbers(data: Mapping[str, Any]) -> dict[str, int | float]:
-    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in data.values()):
-        raise ValueError("expected numbers")
-    return {str(k): v for k, v in data.items()}
+    return {str(k): _number(v) for k, v in data.items()}
+
+
+def _cut(data: Mapping[str, Any], size: int) -> Cut:
+    kept = from_ranges(data["kept"], size)
+    return Cut(str(data["name"]), str(data["kind"]), size, str(data["certificate"]), kept)
+
+
+def _compensation(data: Mapping[str, Any]) -> Compensation:
+    values: dict[str, Any] = {k: str(data[k]) for k in ("weight", "module", "attribute")}
+    values |= {k: int(_number(data[k])) for k in ("before", "after")}
+    values |= {k: float(_number(data[k])) for k in ("offset", "epsilon")}
+    return Compensation(**values)
 
 
 def _misfit(what: str) -> str:
@@ -225,9 +241,7 @@ def of_cuts(graph: Graph, kept: Mapping[str, Iterable[int]], **details: Any) -> 
     }
     sizes = {atom: len(cuts[i].kept) for atom, i in atoms.items()}
     before = graph.total_params
-    after = sum(
-        math.prod(new_size(d, sizes) for d in graph.tensor_dims[t.name]) for t in graph.parameters()
-    )
+    after = sum(math.prod(new_size(d, sizes) for d in graph.tensor_dims[t.name]) for t in graph.parameters())
     return PruningPlan(
         model=graph.traced.model_class,
         shapes={a: t.shape for t in graph.tensors.values() if t.kind != "constant" for a in t.aliases},

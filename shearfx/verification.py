@@ -59,7 +59,7 @@ def verify(
     graph = graph or analysis_of(model, plan)
     full = prepare(model)
     if "form" not in plan.options:
-        plan = settle(full, graph, plan)
+        plan = settle(model, graph, plan)
     forms: dict[str, nn.Module] = {}
     if plan.options.get("form", "module") == "module":
         forms["module"] = construct(full, plan, form="module")

@@ -28,7 +28,7 @@ from shearfx.graph import Graph
 from shearfx.masking import shapes
 from shearfx.models import load_model
 from shearfx.pruning_plan import PruningPlan, of_cuts
-from shearfx.tensor_files import TensorFiles
+from shearfx.tensor_files import TensorFiles, write_tensors
 from tests import zoo
 
 IDS = torch.tensor([[1, 5, 9, 2, 7], [3, 3, 8, 4, 6]])
@@ -36,7 +36,7 @@ IDS = torch.tensor([[1, 5, 9, 2, 7], [3, 3, 8, 4, 6]])
 
 def cut(graph: Graph, kinds: Iterable[str], drop: int = 1, uneven: bool = False) -> PruningPlan:
     """Drop as many structures of every group of these kinds; of the first group one more if ``uneven``."""
-    kept = {}
+    kept: dict[str, range] = {}
     for group in graph.groups:
         if group.kind in kinds and group.certificate in ("exact", "compensated") and group.size > drop + 1:
             kept[group.name] = range(group.size - drop - (uneven and not kept))
@@ -189,9 +189,10 @@ def test_the_fx_form_is_rebuilt_by_tracing(tmp_path: Path, name: str) -> None:
     folder = save(small, plan, tmp_path / "small", original_config=module.config)
     back = load(folder)
     assert isinstance(back, torch.fx.GraphModule)
-    call = {name: value for name, value in kwargs.items() if name in graph.traced.inputs}
+    call: dict[str, Any] = {name: value for name, value in kwargs.items() if name in graph.traced.inputs}
     assert same(small, back, **call)
-    again = load(folder, model=lambda: copy.deepcopy(module).to("meta"))
+    hollow: Any = copy.deepcopy(module)
+    again = load(folder, model=lambda: hollow.to("meta"))
     assert same(small, again, **call)
 
 
@@ -264,7 +265,7 @@ def test_a_class_of_the_users_own(tmp_path: Path) -> None:
 
 def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full, small, plan = own()
-    write = checkpoints.write_tensors
+    write = write_tensors
     monkeypatch.setattr(checkpoints, "write_tensors", lambda *a, **k: write(*a, **k, max_shard=300))
     folder = save(small, plan, tmp_path / "net")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
