@@ -160,8 +160,8 @@ def notes(rows: list[dict[str, Any]]) -> str:
             f"- {row['model']}: {', '.join(about['kinds'] or ('default kinds',))} cut by taylor on {BATCHES} windows "
             f"of {WINDOW} tokens of {about['scored on']}; perplexity on {about['judged by']}, {judged['tokens']} "
             f"tokens, sequence {judged['sequence_length']}, {judged['tokenizer']}, {judged['dtype']}; speed in "
-            f"tokens/s, batch 1, {speed['prompt_tokens']} + {speed['new_tokens']} tokens, medians of 5 rounds by turns, "
-            f"{speed['threads']} threads"
+            f"tokens/s, batch 1, {speed['prompt_tokens']} + {speed['new_tokens']} tokens, medians of 5 rounds by "
+            f"turns, {speed['threads']} threads"
         )
     return "\n".join(lines)
 
