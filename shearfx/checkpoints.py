@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from shearfx import adapters
 from shearfx.analysis import trace
 from shearfx.architectures import (
+    assign,
     choose,
     config_of,
     empty_model,
@@ -237,7 +238,7 @@ def load(
         full = model if isinstance(model, nn.Module) else model()
         if not isinstance(full, nn.Module):
             raise CheckpointError(message("the factory returned no module", where="load(path, model=...)"))
-        small = cut_hollow(without_storage(full), plan)
+        small = cut_hollow(_tied(without_storage(full), plan), plan)
     elif (folder / CONFIG).is_file():
         small = _built(folder, folder / CONFIG)
     elif (folder / ORIGINAL).is_file():
@@ -293,6 +294,16 @@ def _adapters_in(folder: Path) -> dict[str, str]:
     names = [] if not (parent / adapters.ADAPTER_CONFIG).is_file() else ["default"]
     names += sorted(p.parent.name for p in parent.glob(f"*/{adapters.ADAPTER_CONFIG}"))
     return adapters.adapter_folders(names)
+
+
+def _tied(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """A model on meta with its ties as in the plan: moving a model to the meta device unties its tensors."""
+    named = named_tensors(model)
+    for first, *others in plan.aliases.values():
+        for name in others:
+            if first in named and name in named and named[first].is_meta and named[name].is_meta:
+                assign(model, name, named[first])
+    return model
 
 
 def cut_hollow(full: nn.Module, plan: PruningPlan) -> nn.Module:

@@ -16,6 +16,7 @@ from shearfx.errors import CheckpointError, ShearError
 from shearfx.models import load_model
 
 
+@pytest.mark.timeout(900)  # two processes, five times two runs of generation
 def test_demo_prunes_verifies_saves_and_judges(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

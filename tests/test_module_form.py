@@ -65,11 +65,9 @@ def expressed(graph: Graph, model: nn.Module) -> set[str]:
 HEADS = {"heads*1", "ffn*1"}
 EXPECTED = {
     "llama": HEADS | {"query_group*1", "hidden*1", "head_dim*2+value_dim*1"},
-    "llama_square": HEADS | {"query_group*1", "hidden*1", "head_dim*2+value_dim*1"},
     "gpt2": HEADS | {"head_dim*1+value_dim*1"},
     "bert": HEADS | {"head_dim*1+value_dim*1"},
     "vit": HEADS | {"head_dim*1+value_dim*1"},
-    "t5": HEADS | {"head_dim*1+value_dim*1"},
     "cnn": {"channels*1"},
     "resnet_hf": {"channels*1"},
 }
@@ -93,9 +91,8 @@ def test_heads_equal_to_head_dim_are_not_confused() -> None:
     for kind in ("heads", "ffn"):
         plan = of_cuts(graph, {g.name: range(g.size - 1) for g in graph.groups if g.kind == kind})
         plan = settle(model.module, graph, plan)
-        assert verify(model.module, plan, *model.args, graph=graph, **model.kwargs).module_error == pytest.approx(
-            0, abs=1e-10
-        )
+        error = verify(model.module, plan, *model.args, graph=graph, **model.kwargs).module_error
+        assert error is not None and error <= 1e-10
 
 
 def test_a_cut_that_the_class_cannot_hold_is_refused_with_the_line() -> None:
@@ -187,7 +184,9 @@ def test_construct_commutes_with_loading_a_state() -> None:
 def test_generation_gives_the_tokens_of_the_masked_model(name: str) -> None:
     model, graph = traced(name)
     module = copy.deepcopy(model.module).double()
-    plan = random_cut(graph, module, 5)
+    rnd = random.Random(5)
+    cut = [g for g in graph.groups if g.kind in ("heads", "query_group", "ffn") and g.size > 1]
+    plan = settle(module, graph, of_cuts(graph, {g.name: rnd.sample(range(g.size), g.size - 1) for g in cut}))
     small, masked = construct(module, plan, graph=graph), mask(module, plan)
     ids = torch.randint(3, 90, (3, 6), generator=torch.Generator().manual_seed(0))
     padding = torch.ones_like(ids)
@@ -197,7 +196,7 @@ def test_generation_gives_the_tokens_of_the_masked_model(name: str) -> None:
         for attention_mask in (torch.ones_like(ids), padding):
             common: dict[str, Any] = {
                 "attention_mask": attention_mask, "use_cache": cached, "max_new_tokens": 8, "do_sample": False,
-                "pad_token_id": 0,
+                "pad_token_id": 0, "suppress_tokens": [0, 1, 2],
             }  # fmt: skip
             one, two = masked.generate(ids, **common), small.generate(ids, **common)  # type: ignore[operator]
             assert torch.equal(one, two)

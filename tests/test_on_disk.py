@@ -35,7 +35,7 @@ def equal(first: Path, second: Path, but: tuple[str, ...] = ()) -> bool:
 def test_a_trained_model(stories: Path, tmp_path: Path, uneven: bool) -> None:
     loaded = load_model(str(stories))
     graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
-    plan = settle(loaded.module, graph, cut(graph, ("ffn", "heads"), uneven=uneven))
+    plan = settle(loaded.module, graph, cut(graph, ("ffn", "heads"), drop=2, uneven=uneven))
     save(construct(loaded.module, plan), plan, tmp_path / "memory")
     apply_to_folder(stories, plan, tmp_path / "disk")
     assert equal(tmp_path / "memory", tmp_path / "disk", ("tokenizer.json", "tokenizer_config.json"))

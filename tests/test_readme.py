@@ -18,6 +18,7 @@ def snippets(text: str) -> list[tuple[str, str | None]]:
     return [(code, output or None) for code, output in blocks]
 
 
+@pytest.mark.timeout(900)  # solving a class for its attributes takes a minute on a busy machine
 def test_snippets_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = snippets(README)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -142,26 +143,39 @@ def prune(
         talk.result(data, show)
 
 
-def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, **options: Any) -> PruningPlan:
+def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, saliency: str, **options: Any) -> PruningPlan:
     import shearfx
     from shearfx.construction import remember
+    from shearfx.saliency import find
 
+    chosen = find(saliency)  # before minutes of tracing
     graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
     remember(loaded.module, graph)
-    data = _batches(talk, loaded, calibration) if options["saliency"] not in ("random", "magnitude") else None
-    with talk.step(f"scoring by {options['saliency']}") as progress:
-        return shearfx.plan(graph, model=loaded.module, data=data, progress=progress, **options)
+    data = _Batches(talk, loaded, calibration)
+    with talk.step(f"planning by {saliency}") as progress:
+        return shearfx.plan(graph, saliency=chosen, model=loaded.module, data=data, progress=progress, **options)
 
 
-def _batches(talk: Talk, loaded: LoadedModel, calibration: Calibration) -> list[torch.Tensor]:
-    from shearfx.calibration import manual_text, token_batches
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of the text, made if and when a saliency looks at them."""
 
-    if calibration.text is None:
-        talk.note("no --text given: scoring on the manual that comes with Python")
-    text = manual_text() if calibration.text is None else read_text(calibration.text)
-    return token_batches(
-        loaded.tokenizer, text, sequence_length=calibration.sequence_length, batches=calibration.samples
-    )
+    talk: Talk
+    loaded: LoadedModel
+    calibration: Calibration
+
+    def __len__(self) -> int:
+        return self.calibration.samples
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        from shearfx.calibration import manual_text, token_batches
+
+        source, tokenizer = self.calibration.text, self.loaded.tokenizer
+        if source is None:
+            self.talk.note("no --text given: scoring on the manual that comes with Python")
+        text = manual_text() if source is None else read_text(source)
+        length, samples = self.calibration.sequence_length, self.calibration.samples
+        return iter(token_batches(tokenizer, text, sequence_length=length, batches=samples))
 
 
 def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, int]:
