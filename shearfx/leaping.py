@@ -52,9 +52,10 @@ def leap(spender: Spender, asked: float) -> None:
     for i in range(1, rounds + 1):
         runners = []
         for unit, steps in zip(spender.units, scores, strict=True):
-            spender.refresh(unit)
-            if unit.rate:
-                runners.append(_Runner(unit, steps, unit.rate))
+            # where steps do not all save the same, the next one stands for those of this round
+            gone = spender.next(unit)
+            if gone is not None:
+                runners.append(_Runner(unit, steps, max(1, spender.saving(unit, gone))))
         if runners:
             _to(spender, runners, products, asked * i / rounds, relative)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,11 +144,9 @@ def test_more_is_saved_where_more_is_asked(name: str, asked: list[float], salien
 
 
 @settings(max_examples=30)
-@given(names, ratios, all_kinds, st.integers(1, 4), seeds)
-def test_relative_plans_grow_structure_by_structure(
-    name: str, ratio: float, kinds: Any, points: int, seed: int
-) -> None:
-    """Leaps land exactly where single steps do."""
+@given(names, ratios, all_kinds, seeds)
+@example("squeeze_excite", 0.215, None, 4)  # a residual stream: what a step saves is not proportional
+def test_leaps_land_where_single_steps_do(name: str, ratio: float, kinds: Any, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         try:
             leaping = planned(name, ratio=ratio, kinds=kinds, seed=seed)
