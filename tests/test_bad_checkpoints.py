@@ -25,6 +25,8 @@ from shearfx.pruning_plan import PruningPlan, of_cuts
 from tests import zoo
 from tests.test_checkpoints import analysed, cut, own
 
+pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -31,6 +31,8 @@ from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.tensor_files import TensorFiles, write_tensors
 from tests import zoo
 
+pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
+
 IDS = torch.tensor([[1, 5, 9, 2, 7], [3, 3, 8, 4, 6]])
 
 

@@ -15,6 +15,8 @@ from shearfx.cli.console import Talk
 from shearfx.errors import CheckpointError, ShearError
 from shearfx.models import load_model
 
+pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
+
 
 @pytest.mark.timeout(900)  # two processes, five times two runs of generation
 def test_demo_prunes_verifies_saves_and_judges(

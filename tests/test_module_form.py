@@ -26,6 +26,8 @@ from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.verification import verify
 from tests import zoo
 
+pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
+
 _TRACED: dict[str, tuple[Any, Graph]] = {}
 
 

@@ -23,6 +23,8 @@ from shearfx.on_disk import apply_to_folder
 from shearfx.tensor_files import TensorFiles
 from tests.test_checkpoints import IDS, analysed, cut, own, same
 
+pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
+
 
 def equal(first: Path, second: Path, but: tuple[str, ...] = ()) -> bool:
     """Whether two folders hold the same files."""
