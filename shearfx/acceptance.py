@@ -30,6 +30,8 @@ class Failure:
     paths: tuple[str, ...] = ()
     rank: int = -1
     """How far the comparison came: the position in the expected graph of the first node that was not found."""
+    ran: bool = False
+    """Whether the code ran to its end: what it did then says more than where it broke off."""
 
 
 class UnsupportedError(Exception):
@@ -175,8 +177,8 @@ def difference(expected: Canonical, module: fx.GraphModule, actual: Canonical, t
             if rank < len(order):
                 reason += f" where the cut needs {_show(wanted)} to give {expected.shapes.get(wanted)}"
             paths = dict.fromkeys((*module_paths(node), *module_paths(wanted)))
-            return Failure(reason, source_of(node), tuple(paths), rank)
-    return Failure(f"{_show(wanted)} is missing", source_of(wanted), tuple(module_paths(wanted)), rank)
+            return Failure(reason, source_of(node), tuple(paths), rank, not partial)
+    return Failure(f"{_show(wanted)} is missing", source_of(wanted), tuple(module_paths(wanted)), rank, not partial)
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

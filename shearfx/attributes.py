@@ -109,6 +109,10 @@ def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
     return replace(plan, attributes=solution.attributes, options={"form": "module", **plan.options})
 
 
+def _far(failure: Failure) -> tuple[bool, int]:
+    return failure.ran, failure.rank
+
+
 class _Search:
     def __init__(
         self, memory: Memory, model: nn.Module, graph: Graph, plan: PruningPlan, reads: Mapping[tuple[str, str], int]
@@ -183,7 +187,7 @@ class _Search:
         if key not in self.tried:
             self.tried[key] = self._judge(assignment)
             failure = self.tried[key]
-            if failure is not None and (self.best is None or failure.rank > self.best.rank):
+            if failure is not None and (self.best is None or _far(failure) > _far(self.best)):
                 self.best = failure
         return self.tried[key]
 
@@ -222,7 +226,7 @@ class _Search:
         for probe in self.probes:
             failure = check_probe(probe, self.small, self.plan)
             if failure is not None:
-                return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9)
+                return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9, ran=True)
         if self.probes:
             self.memory.probed.add(key)
         return None
