@@ -23,6 +23,7 @@ from shearfx.graph import Graph, kept_mask, mentions, new_size
 from shearfx.passes.propagate import check_shapes
 from shearfx.pruning_plan import norm_sizes
 from shearfx.rules.registry import Record, parameters_of
+from shearfx.tracing import Tensor
 
 aten = torch.ops.aten
 
@@ -67,6 +68,7 @@ class ConstructSubnetwork:
         new.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         new.lint()
         module = fx.GraphModule(root, new, class_name="Subnetwork")
+        _hold_aliases(module, graph)
         module.eval()
         check_shapes(module, graph, copies, rewriter.sizes)
         return module
@@ -90,22 +92,35 @@ def holder(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Empty modules that hold the tensors under the names the model has them under."""
     root = nn.Module()
     for tensor in graph.traced.tensors.values():
-        for name in tensor.aliases:
-            if tensor.kind == "constant":
-                continue
-            *path, leaf = name.split(".")
-            module = root
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, nn.Module())
-                module = module.get_submodule(part)
-            value = tensors[name]
-            if tensor.kind == "parameter":
-                parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, value.requires_grad)
-                module.register_parameter(leaf, parameter)
-            else:
-                module.register_buffer(leaf, value, persistent=tensor.persistent)
+        if tensor.kind != "constant":
+            for name in tensor.aliases:
+                _hold(root, name, tensors[name], tensor)
     return root
+
+
+def _hold(root: nn.Module, name: str, value: torch.Tensor, like: Tensor) -> None:
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    if like.kind == "parameter":
+        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, value.requires_grad)
+        module.register_parameter(leaf, parameter)
+    else:
+        module.register_buffer(leaf, value, persistent=like.persistent)
+
+
+def _hold_aliases(module: fx.GraphModule, graph: Graph) -> None:
+    """A tied tensor goes by all its names, as in the model, where torch has taken over only the one it is read by."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for tensor in graph.traced.tensors.values():
+        if tensor.kind != "constant" and tensor.name in used:
+            *path, leaf = tensor.name.split(".")
+            value = getattr(module.get_submodule(".".join(path)), leaf)
+            for name in tensor.aliases[1:]:
+                _hold(module, name, value, tensor)
 
 
 class _Rewriter:

@@ -60,7 +60,13 @@ class Member:
 
     @functools.cached_property
     def indices(self) -> torch.Tensor:
-        """LongTensor ``[structures, slices per structure]``: row ``i`` goes with structure ``i``."""
+        """LongTensor ``[structures, slices per structure]``: row ``i`` goes with structure ``i``.
+
+        Where a term is a product that mentions the group twice, a slice is in the rows of both its structures.
+        """
+        if _squared(self.term, self.atom):
+            each = ~torch.eye(self.atom.size, dtype=torch.bool)
+            return torch.stack([(~kept_mask(self.term, {self.atom: keep})).nonzero().flatten() for keep in each])
         where = coordinates(self.term, self.atom)
         order = torch.argsort(where, stable=True)
         return order[where[order] >= 0].reshape(self.atom.size, -1)
@@ -215,7 +221,10 @@ def show(dim: Dim, names: Mapping[Atom, str] | None = None) -> str:
 
 
 def coordinates(dim: Dim, atom: Atom) -> torch.Tensor:
-    """For each flat index of a term, the index along ``atom`` it has; -1 where it has none. Shape ``[size]``."""
+    """For each flat index of a term, the index along ``atom`` it has; -1 where it has none. Shape ``[size]``.
+
+    Where a product mentions the atom twice, the first mention counts.
+    """
     if dim is atom:
         return torch.arange(atom.size)
     if isinstance(dim, Prod):
@@ -227,6 +236,13 @@ def coordinates(dim: Dim, atom: Atom) -> torch.Tensor:
     if isinstance(dim, Sum):
         return torch.cat([coordinates(part, atom) for part in dim.parts])
     return torch.full((dim.size,), -1)
+
+
+def _squared(dim: Dim, atom: Atom) -> bool:
+    """Whether some product in a term mentions an atom more than once, so that an index has two coordinates."""
+    if isinstance(dim, Prod):
+        return sum(_mentions(f, atom) for f in dim.factors) > 1 or any(_squared(f, atom) for f in dim.factors)
+    return isinstance(dim, Sum) and any(_squared(part, atom) for part in dim.parts)
 
 
 def kept_mask(dim: Dim, masks: Mapping[Atom, torch.Tensor]) -> torch.Tensor:
