@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from shearfx.dims import Atom, Dim, Prod, Sum, concat, prod
 from shearfx.graph import mentions
 
+LONGEST = 2**16
+"""Characters of a term. Those of models have a few hundred at most; a stranger's may be meant to take forever."""
+
 
 def format_term(dim: Dim, names: Mapping[Atom, int]) -> str:
     """A term over numbered atoms as text; everything else by its size."""
@@ -28,9 +31,9 @@ def parse_term(text: str, atoms: list[Atom]) -> Dim:
     Raises:
         ValueError: the text is no term.
     """
-    tokens = re.findall(r"#\d+|\d+|[*+()]", text)
-    if "".join(tokens) != text or not text:
-        raise ValueError(f"not a term: {text!r}")
+    tokens = re.findall(r"#\d+|\d+|[*+()]", text[: LONGEST + 1])
+    if "".join(tokens) != text or not 0 < len(text) <= LONGEST:
+        raise ValueError(f"not a term: {text[:100]!r}")
     tokens.append("")
     at = 0
 

@@ -155,7 +155,7 @@ class PruningPlan:
             model=str(data["model"]),
             shapes={str(k): tuple(map(int, v)) for k, v in data["shapes"].items()},
             aliases={str(k): tuple(map(str, v)) for k, v in data["aliases"].items()},
-            call=dict(data["call"]),
+            call={str(k): _argument(v) for k, v in data["call"].items()},
             cuts=cuts,
             terms={str(k): tuple(None if t is None else str(t) for t in v) for k, v in data["terms"].items()},
             compensations=tuple(_compensation(c) for c in data["compensations"]),
@@ -170,6 +170,9 @@ class PruningPlan:
         return plan
 
     def _check_consistent(self) -> None:
+        for first, names in self.aliases.items():
+            if first not in names or any(self.shapes.get(name) != self.shapes.get(first, ()) for name in names):
+                raise PlanError(message(f"the plan ties {first!r} to tensors unlike it: {', '.join(names)}"))
         atoms, _ = self._atoms
         for name, terms in self.terms.items():
             shape = self.shapes.get(name)
@@ -191,6 +194,20 @@ def _number(value: Any) -> Any:
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, int | float]:
     return {str(k): _number(v) for k, v in data.items()}
+
+
+def _argument(value: Any) -> Any:
+    """An argument of the traced call: a plain value, or the dtype and shape of a tensor."""
+    if not isinstance(value, dict):
+        if isinstance(value, (int, float, str, bool, type(None))):
+            return value
+        raise ValueError(f"expected a plain argument, not {value!r}")
+    shape = list(value["shape"])
+    if not all(isinstance(s, str) or (type(s) is int and s >= 0) for s in shape):
+        raise ValueError(f"expected a shape, not {shape}")
+    if math.prod(s for s in shape if isinstance(s, int)) > LARGEST:
+        raise ValueError(f"a call with a tensor of impossible size {shape}")
+    return {"dtype": str(value["dtype"]), "shape": shape}
 
 
 def _cut(data: Mapping[str, Any], size: int) -> Cut:
