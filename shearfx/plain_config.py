@@ -31,6 +31,7 @@ from shearfx.graph import new_size
 from shearfx.masking import shapes
 from shearfx.plan_text import parse_term
 from shearfx.pruning_plan import PruningPlan
+from shearfx.shallow import any_layer
 from shearfx.tracing import evaluation
 
 __all__ = ["PlainConfig", "original_config_of", "plain_config"]
@@ -141,21 +142,58 @@ class _Search:
             return None
 
     def candidates(self, plan: PruningPlan) -> Iterator[tuple[Change, ...]]:
-        sizes = size_changes(plan)
         numbers = dict(_numbers(self.data))
-        single = [(p, new) for p, v in numbers.items() if isinstance(v, int) for new in sorted(sizes.get(v, ()))]
-        # A field that shrinks what the cut leaves alone cannot be meant, one that shrinks nothing need not be.
-        alone = {change: self.shapes((change,)) for change in single}
-        useful = [change for change, built in alone.items() if built is None or self._towards(built)]
         epsilons = list(self._epsilons(plan, numbers))
         if plan.compensations and not epsilons:
             return
+        useful = self._useful(numbers, size_changes(plan))
         for count in range(len(useful) + 1):
-            for changes in itertools.combinations(useful, count):
-                if len({path for path, _ in changes}) < count or self.builds > MOST_BUILDS:
+            for paths in itertools.combinations(useful, count):
+                for values in itertools.product(*(useful[path] for path in paths)):
+                    changes = tuple(zip(paths, values, strict=True))
+                    if self.builds > MOST_BUILDS:
+                        return
+                    if self.shapes(changes) == self.after:
+                        yield from (changes + epsilon for epsilon in epsilons or [()])
+
+    def _useful(self, numbers: Mapping[Path, int | float], sizes: Mapping[int, set[int]]) -> dict[Path, list[int]]:
+        """Fields that may have to change, with the values that they may get.
+
+        A field that shrinks what the cut leaves alone cannot be meant, one that shrinks nothing need not be.
+        """
+        found: dict[Path, list[int]] = {}
+        for path, value in numbers.items():
+            if not isinstance(value, int) or value not in sizes or self.builds > MOST_BUILDS:
+                continue
+            values = sorted(sizes[value])
+            first = self.shapes(((path, values[0]),))
+            if first is not None and len(values) > 1:
+                values = [v for v in values if v in self._demanded(first, value, values[0])] or values
+                if self._differ(first):
                     continue
-                if (alone[changes[0]] if count == 1 else self.shapes(changes)) == self.after:
-                    yield from (changes + epsilon for epsilon in epsilons or [()])
+            values = [v for v in values if (built := self.shapes(((path, v),))) is None or self._towards(built)]
+            if values:
+                found[path] = values
+        return found
+
+    def _changed(self, built: Shapes) -> Iterator[tuple[str, int, int]]:
+        """The dims that a change alters: name, dim, and the size that the cut gives it."""
+        for name, shape in built.items():
+            before, after = self.before.get(name, ()), self.after.get(name, ())
+            if len(before) == len(shape) == len(after):
+                yield from ((name, i, after[i]) for i, size in enumerate(shape) if size != before[i])
+
+    def _demanded(self, built: Shapes, old: int, new: int) -> set[int]:
+        """What the dims that are the changed field itself are cut to."""
+        changes = self._changed(built)
+        return {after for name, i, after in changes if (self.before[name][i], built[name][i]) == (old, new)}
+
+    def _differ(self, built: Shapes) -> bool:
+        """Whether the cut gives the same dim of the same tensor in two layers, which one field sets, two sizes."""
+        sizes: dict[tuple[str, int, int], set[int]] = {}
+        for name, i, after in self._changed(built):
+            sizes.setdefault((any_layer(name), i, self.before[name][i]), set()).add(after)
+        return any(len(found) > 1 for found in sizes.values())
 
     def _towards(self, built: Shapes) -> bool:
         """Whether a change alters some dims, and only dims that the cut alters too."""

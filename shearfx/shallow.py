@@ -81,7 +81,12 @@ def analyse_capture(model: nn.Module, call: Mapping[str, Any]) -> Graph | None:
 def alike(name: str) -> str:
     """A group's name with the numbers of layers left open: the same for its like in every layer."""
     path, colon, position = name.rpartition(":")
-    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", path) + colon + position
+    return any_layer(path) + colon + position
+
+
+def any_layer(path: str) -> str:
+    """A module's or tensor's path with the numbers of layers left open."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", path)
 
 
 def representative(plan: PruningPlan, graph: Graph) -> PruningPlan:
