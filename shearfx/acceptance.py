@@ -5,6 +5,7 @@ The graphs are the same function of the same tensors if, in canonical form, thei
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,13 +82,14 @@ def _views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _overwrite(result: Canonical, node: fx.Node, views: Mapping[fx.Node, fx.Node]) -> None:
-    """After ``x.add_(y)`` whoever reads ``x`` reads the sum."""
+    """After ``x.add_(y)`` whoever reads ``x``, or what ``x`` is a view of, reads what was written."""
     target = node.args[0]
     assert isinstance(target, fx.Node)
-    # A view of it, or what it is a view of, would have to change too, if anything reads it later.
-    related = {v for v, source in views.items() if source is target and v in result.ids}
-    if target in views:
-        related.add(views[target])
+    chain = [target]
+    while chain[-1] in views:
+        chain.append(views[chain[-1]])
+    # Other views of the same memory would have to change too, if anything reads them later.
+    related = {v for v in views if v in result.ids and v not in chain and _base(v, views) is chain[-1]}
     later: set[fx.Node] = set()
     at = node.next
     while at.op != "root":
@@ -95,7 +97,20 @@ def _overwrite(result: Canonical, node: fx.Node, views: Mapping[fx.Node, fx.Node
         at = at.next
     if related & later or result.shapes.get(target) != result.shapes.get(node):
         raise UnsupportedError(f"{node} writes into a view")
-    result.ids[target] = result.ids[node]
+    value = result.ids[target] = result.ids[node]
+    for view, parent in itertools.pairwise(chain):
+        value = result.written(view, parent, value)
+        if value is None:
+            if {*chain[chain.index(parent) :]} & later:
+                raise UnsupportedError(f"{node} writes into a view")
+            return
+        result.ids[parent] = value
+
+
+def _base(node: fx.Node, views: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    while node in views:
+        node = views[node]
+    return node
 
 
 def of_plan(
@@ -135,6 +150,10 @@ def of_plan(
             result.ids[node] = result.number("constant", result.content(getattr(module, str(node.target))))
         elif node.op == "call_module":
             result.outputs = [result.value(v) for v in node.args if v is not None]
+        elif node.op != "output" and origin is None and node.target is torch.ops.aten.contiguous.default:
+            source = node.args[0]  # put in by the construction, for views that need it
+            assert isinstance(source, fx.Node)
+            result.ids[node], result.shapes[node] = result.ids[source], result.shapes[source]
         elif node.op != "output":
             result.add(node, _new_shape(graph, origin, after) if origin is not None else raw_shape(node))
     return result, module

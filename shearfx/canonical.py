@@ -127,7 +127,7 @@ class Canonical:
                 return self.ids[source]
         if packet in SPLITS and source is not None and isinstance(shape, list):
             return self.number("split", self.ids[source], tuple(shape))
-        if packet is aten.slice and source is not None and isinstance(shape, tuple):
+        if packet in (aten.slice, aten.slice_scatter) and source is not None and isinstance(shape, tuple):
             self._bounds(arguments, self.shapes[source])
         if packet is aten.scaled_dot_product_attention:
             query, key = (self.shapes[arg] for arg in node.args[:2] if isinstance(arg, fx.Node))
@@ -143,6 +143,26 @@ class Canonical:
             arguments["eps"] = self.value(torch.finfo(_dtype(node)).eps)
         return self.number(str(packet), tuple(sorted(arguments.items())))
 
+    def written(self, view: fx.Node, parent: fx.Node, value: Any) -> Any:
+        """The number of a tensor after this was written into a view of it, as functionalised code says it.
+
+        None where the view is none of those for which it is known.
+        """
+        packet = getattr(view.target, "overloadpacket", None)
+        shape = self.shapes[parent]
+        if packet in SAME and self.ids.get(view) == self.ids.get(parent):
+            return None  # perhaps a copy
+        if packet in RESHAPES:
+            return value if self.shapes[view] == shape else self._reshape(value, self.shapes[view], shape)
+        if packet not in (aten.slice, aten.select):
+            return None
+        scatter = aten.slice_scatter if packet is aten.slice else aten.select_scatter
+        arguments = {name: at for name, at in self._arguments(view).items() if name != "self"}
+        arguments |= {"self": self.ids[parent], "src": value}
+        if packet is aten.slice:
+            self._bounds(arguments, shape)
+        return self.number(str(scatter), tuple(sorted(arguments.items())))
+
     def _bounds(self, arguments: dict[str, Any], before: Shape) -> None:
         """Bounds of a slice counted from the front; an end at the end left out."""
         size = before[int(arguments["dim"][1]) % len(before) if "dim" in arguments else 0]
@@ -156,7 +176,9 @@ class Canonical:
             del arguments["end"]
 
     def _reshaped(self, source: fx.Node, before: Any, shape: Shape) -> Any:
-        base, first = self.ids[source], before
+        return self._reshape(self.ids[source], before, shape)
+
+    def _reshape(self, base: Any, first: Any, shape: Shape) -> Any:
         for key in (self.keys.get(base),):
             if key is not None and key[0] == "reshape":
                 _, base, first = key

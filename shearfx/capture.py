@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from shearfx.tracing import Tensor, Traced, _quiet, evaluation, tensor_names
 from shearfx.tracing import _adapters as adapters_of
+from shearfx.untouched import untouched
 
 
 class CaptureError(Exception):
@@ -73,7 +74,7 @@ def capture(model: nn.Module, call: Mapping[str, Any], forward: Callable[..., An
 
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     inputs = [leaves[i].to(device) for i in where]
-    with evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent():
+    with untouched(model), evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent():
         try:
             made = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True,
                            record_stack_traces=True)(tensors, inputs)  # fmt: skip

@@ -14,7 +14,7 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from shearfx.cleaning import clean, inline, mutates
 from shearfx.errors import TraceError, message
 from shearfx.rules.registry import shape_of
+from shearfx.untouched import untouched
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     kwargs = by_name(model, args, kwargs)
     start = time.perf_counter()
-    with evaluation(model), _quiet(), torch.no_grad():
+    with untouched(model), evaluation(model), _quiet(), _spelt_out(model, kwargs), torch.no_grad():
         program, names = _export(model, kwargs)
         graph_module = program.graph_module
         if mutates(graph_module):
@@ -109,6 +110,29 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def _spelt_out(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """A signature that names every argument: torch.export refuses open dims where some go to ``**kwargs`` (2.13)."""
+    if set(names) <= set(inspect.signature(model.forward).parameters):
+        yield
+        return
+    original, own = model.forward, model.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shearfx.analysis import trace
 from shearfx.attributes import settle
 from shearfx.construction import analysis_of, construct
 from shearfx.errors import SoundnessError, message
@@ -44,17 +45,22 @@ def verify(
 ) -> Report:
     """Compare the cut model, in every form the plan allows, with the masked original on the given inputs.
 
+    The fx form is one of one traced call. Where other arguments are given, or other sizes of dims that the model's
+    code fixes, the model is traced anew; with other arguments, only if the fx form is all there is.
+
     Args:
         model: the full-size model.
         args, kwargs: a call, of any batch size and sequence length.
         double: compare in float64 (the default), or as shipped.
+        graph: the analysis of this model, if there is one.
 
     Raises:
         SoundnessError: an output differs, is not finite, or has another shape.
+        PlanError: a trace of this call does not find the groups that the plan cuts.
     """
-    inputs = by_name(model, args, kwargs)
+    given = by_name(model, args, kwargs)
     prepare = doubled if double else (lambda module: module)
-    inputs = doubled_inputs(inputs) if double else inputs
+    inputs = doubled_inputs(given) if double else given
     tolerance = TOLERANCE if double else SHIPPED_TOLERANCE
     graph = graph or analysis_of(model, plan)
     full = prepare(model)
@@ -63,17 +69,17 @@ def verify(
     forms: dict[str, nn.Module] = {}
     if plan.options.get("form", "module") == "module":
         forms["module"] = construct(full, plan, form="module")
-    fx_form = construct(full, plan, form="fx", graph=graph)
-    forms["fx"] = doubled(fx_form) if double else fx_form
+    same = _same_arguments(graph, inputs)
+    if (same and not _fits(graph, inputs)) or not (same or forms):
+        graph, same = trace(model, **given), True
+    if same:
+        fx_form = construct(full, plan, form="fx", graph=graph)
+        forms["fx"] = doubled(fx_form) if double else fx_form
     masked = _run(mask(full, plan), inputs, double)
     original = _run(full, inputs, double)
     errors: dict[str, float] = {}
     for name, form in forms.items():
         call = {k: v for k, v in inputs.items() if k in graph.traced.inputs} if name == "fx" else inputs
-        if name == "fx" and set(call) != set(graph.traced.inputs):
-            continue  # another set of arguments than the traced one: only the original class takes it
-        if name == "fx" and any(isinstance(v, torch.Tensor) and k not in call for k, v in inputs.items()):
-            continue
         errors[name] = _compare(masked, _run(form, call, double), name)
     worst = max(errors.values())
     if worst > tolerance:
@@ -88,6 +94,22 @@ def verify(
         )
     return Report(worst, errors.get("module"), errors.get("fx"), relative_error(original, masked), tolerance,
                   len(masked))  # fmt: skip
+
+
+def _same_arguments(graph: Graph, inputs: Mapping[str, Any]) -> bool:
+    """Whether a call has the tensor arguments of the traced one."""
+    tensors = {name for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return tensors <= set(graph.traced.inputs) <= set(inputs)
+
+
+def _fits(graph: Graph, inputs: Mapping[str, Any]) -> bool:
+    """Whether a call has the sizes of the traced one wherever those are fixed."""
+    for name, value in graph.traced.call.items():
+        if isinstance(value, dict) and isinstance(tensor := inputs.get(name), torch.Tensor):
+            sizes, rank = value["shape"], tensor.dim()
+            if len(sizes) != rank or any(type(s) is int and s != tensor.shape[i] for i, s in enumerate(sizes)):
+                return False
+    return True
 
 
 def _run(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:

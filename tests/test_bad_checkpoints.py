@@ -209,7 +209,8 @@ def test_hostile_plans(changes: dict[str, Any]) -> None:
 )
 def test_a_plan_changes_numbers_only(attribute: str) -> None:
     full = Net()
-    plan = PruningPlan.from_json(json.dumps({**PLAN, "options": {"form": "module"}, "attributes": {"up": {attribute: 3}}}))
+    changes = {"options": {"form": "module"}, "attributes": {"up": {attribute: 3}}}
+    plan = PruningPlan.from_json(json.dumps({**PLAN, **changes}))
     with pytest.raises(PlanError):
         construct(full, plan)
 

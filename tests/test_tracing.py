@@ -42,6 +42,39 @@ def test_modes_are_restored_when_the_model_does_not_export() -> None:
     assert model.training
 
 
+def test_what_the_model_keeps_for_itself_is_left_as_it_was() -> None:
+    class Caching(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "bias" not in self.cache:
+                self.cache["bias"] = 2 * self.up.bias
+                self.last = x
+            return torch.relu(self.up(x) + self.cache["bias"])
+
+    model, x = Caching(), torch.randn(3, 6)
+    shearfx.trace(model, x)
+    assert model.cache == {} and not hasattr(model, "last")
+    assert not torch.compiler.is_compiling() and torch.isfinite(model(x)).all()
+
+
+def test_arguments_that_the_signature_does_not_name_leave_the_dims_open() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Block()
+
+        def forward(self, x: Tensor, **options: bool) -> Tensor:
+            out: Tensor = self.inner(x)
+            return -out if options.get("negative") else out
+
+    model = Wrapped()
+    graph = shearfx.trace(model, torch.randn(3, 6), negative=True)
+    assert graph.traced.specialised == [] and "forward" not in vars(model)
+
+
 def test_the_batch_stays_open_also_from_an_example_of_one() -> None:
     graph = shearfx.trace(Block(), torch.randn(1, 6))
     assert not isinstance(graph.traced.call["x"]["shape"][0], int)
