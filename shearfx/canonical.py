@@ -35,6 +35,8 @@ _PERMUTES = {aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.s
 REARRANGING = SAME | RESHAPES | _STRETCHES | {aten.slice}
 """What code may leave out where it has nothing to do (a group of one head needs no repeating)."""
 _NATIVE_NORM = aten._native_batch_norm_legit_no_training.default
+_WRITES = {aten.slice_scatter: aten.slice, aten.select_scatter: aten.select}
+"""What writes into a part of a tensor, and what reads that part."""
 _IRRELEVANT = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "cudnn_enable",
                "cudnn_enabled"}  # fmt: skip
 
@@ -127,8 +129,14 @@ class Canonical:
                 return self.ids[source]
         if packet in SPLITS and source is not None and isinstance(shape, list):
             return self.number("split", self.ids[source], tuple(shape))
+        if packet is aten.copy and self._plain_copy(node, shape):
+            return self.ids[node.args[1]]  # type: ignore[index]
         if packet in (aten.slice, aten.slice_scatter) and source is not None and isinstance(shape, tuple):
             self._bounds(arguments, self.shapes[source])
+        if packet in _WRITES:
+            return self._scattered(packet, arguments, arguments.pop("src"))
+        if source is not None and (self.ids[source], packet, _place(arguments)) in self.parts:
+            return self.parts[self.ids[source], packet, _place(arguments)]
         if packet is aten.scaled_dot_product_attention:
             query, key = (self.shapes[arg] for arg in node.args[:2] if isinstance(arg, fx.Node))
             if "scale" not in arguments and isinstance(query[-1], int):
@@ -156,12 +164,15 @@ class Canonical:
             return value if self.shapes[view] == shape else self._reshape(value, self.shapes[view], shape)
         if packet not in (aten.slice, aten.select):
             return None
-        scatter = aten.slice_scatter if packet is aten.slice else aten.select_scatter
-        arguments = {name: at for name, at in self._arguments(view).items() if name != "self"}
-        arguments |= {"self": self.ids[parent], "src": value}
+        arguments = {**self._arguments(view), "self": self.ids[parent]}
         if packet is aten.slice:
             self._bounds(arguments, shape)
-        return self.number(str(scatter), tuple(sorted(arguments.items())))
+        return self._scattered(aten.slice_scatter if packet is aten.slice else aten.select_scatter, arguments, value)
+
+    def _scattered(self, packet: Any, arguments: Mapping[str, Any], value: Any) -> int:
+        number = self.number(str(packet), tuple(sorted({**arguments, "src": value}.items())))
+        self.parts[number, _WRITES[packet], _place(arguments)] = value
+        return number
 
     def _bounds(self, arguments: dict[str, Any], before: Shape) -> None:
         """Bounds of a slice counted from the front; an end at the end left out."""
@@ -188,6 +199,13 @@ class Canonical:
         self.keys[number] = ("reshape", base, first)
         return number
 
+    def _plain_copy(self, node: fx.Node, shape: Any) -> bool:
+        """Whether a tensor is overwritten as a whole, by one of its own shape and dtype."""
+        written = node.args[1]
+        return isinstance(written, fx.Node) and self.shapes[written] == shape and _dtype(written) == _dtype(node)
+
+    parts: dict[Any, Any] = field(default_factory=dict)
+    """What was written where: number of the result, operator that reads it back, and the place, to the number read."""
     keys: dict[Any, Any] = field(default_factory=dict)
     """Of each reshape: what it reshapes, and from what shape."""
 
@@ -202,6 +220,10 @@ class Canonical:
                 continue
             found[name] = self.value(value)
         return found
+
+
+def _place(arguments: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((name, at) for name, at in arguments.items() if name not in ("self", "src")))
 
 
 def _axes(node: fx.Node, rank: int) -> tuple[int, ...]:
