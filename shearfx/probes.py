@@ -106,9 +106,12 @@ def _decode(model: nn.Module, cache: Callable[[], dict[str, Any]] = dict) -> Cal
 
 def _decode_static(model: Any) -> Callable[..., Any]:
     def cache() -> dict[str, Any]:
-        from transformers import StaticCache
+        from transformers import EncoderDecoderCache, StaticCache
 
-        return {"past_key_values": StaticCache(config=model.config, max_cache_len=32)}
+        first = StaticCache(config=model.config, max_cache_len=32)
+        if not getattr(model.config, "is_encoder_decoder", False):
+            return {"past_key_values": first}
+        return {"past_key_values": EncoderDecoderCache(first, StaticCache(config=model.config, max_cache_len=32))}
 
     return _decode(model, cache)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,8 +25,6 @@ from shearfx.errors import CheckpointError, PlanError, ShearError
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from tests import zoo
 from tests.test_checkpoints import Net, analysed, cut, own
-
-pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +139,18 @@ def test_names_from_files_are_never_imported(folder: Path, monkeypatch: pytest.M
     load(folder)  # a class of transformers: what the file says about other code is not read
 
 
+@functools.cache
+def cut_adapter() -> tuple[nn.Module, PruningPlan]:
+    module, _, graph = analysed("gpt2_lora")
+    plan = cut(graph, ("ffn",), uneven=True)
+    return construct(module, plan), plan
+
+
 @pytest.mark.parametrize(
     "change", [{"peft_type": "IA3"}, {"megatron_config": {"x": 1}}, {"r": -1}, {"target_modules": 3}]
 )
 def test_adapters_from_strangers(tmp_path: Path, change: dict[str, Any]) -> None:
-    module, _, graph = analysed("gpt2_lora")
-    plan = cut(graph, ("ffn",), uneven=True)
-    folder = save(construct(module, plan), plan, tmp_path / "small")
+    folder = save(*cut_adapter(), tmp_path / "small")
     edit(folder / "adapter" / "adapter_config.json", **change)
     refused(folder, ".")
 
@@ -171,7 +175,10 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
+@settings(max_examples=30)
 @given(st.sampled_from(places(PLAN)[1:]), VALUES)
+@example(("call", "x", "shape"), None)
+@example(("aliases", "up.bias", 0), None)
 def test_a_plan_with_any_value_anywhere_is_a_plan_or_an_error(place: tuple[Any, ...], value: Any) -> None:
     data = json.loads(json.dumps(PLAN))
     holder = data

@@ -17,8 +17,6 @@ import shearfx
 from shearfx.cli import app, summary
 from shearfx.errors import ShearError, message
 
-pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
-
 FACTORY = """
 import torch
 from torch import nn

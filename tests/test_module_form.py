@@ -26,8 +26,6 @@ from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.verification import verify
 from tests import zoo
 
-pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
-
 _TRACED: dict[str, tuple[Any, Graph]] = {}
 
 

@@ -27,8 +27,6 @@ from shearfx.saliency import Saliency
 from shearfx.selection import OPTIONAL_KINDS, Tied, alike, place
 from tests import zoo
 
-pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
-
 ENTRIES = ("llama", "gptj", "cnn_resnet", "moe_einsum", "squeeze_excite", "llama_lora")
 """Grouped queries and tied layers, partly rotary heads, residual channels, fused experts, gates, adapters."""
 

@@ -9,8 +9,6 @@ import pytest
 
 from benchmarks import readme
 
-pytestmark = pytest.mark.slow  # exports and probes many models: minutes, on a busy machine many
-
 README = readme.README.read_text(encoding="utf-8")
 
 

@@ -98,7 +98,8 @@ speech(
 )
 speech("hubert", "HubertForCTC", **_WAVE)
 speech("unispeech", "UniSpeechForCTC", **_WAVE)
-speech("wavlm", "WavLMForCTC", **_WAVE, num_buckets=12, max_bucket_distance=9)
+# WavLM reads the hidden width a second time as heads (the gate of its position bias): its heads cannot be cut alone.
+speech("wavlm", "WavLMForCTC", wave, _STRUCTURES - {"heads"}, **_WAVE, num_buckets=12, max_bucket_distance=9)
 speech("sew", "SEWForCTC", **_WAVE, squeeze_factor=2)
 speech("data2vec_audio", "Data2VecAudioForCTC", **{**_WAVE, "num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 5})
 speech(
