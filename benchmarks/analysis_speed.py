@@ -35,17 +35,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         name, layers = options.part.split(":")
-        part = construction(int(layers)) if name == "construct" else analysis(name, int(layers), options.repeats)
+        if name == "construct":
+            part = construction(int(layers))
+        elif name == "depth":
+            part = depth(32, int(layers), options.repeats)
+        else:
+            part = analysis(name, int(layers), options.repeats)
         print(json.dumps(part))
         return
     rows = [_process(part) for part in ("8B:32", "8B:80", "70B:80")]
     built = _process("construct:16")
-    depth = rows[1]["passes s"] / rows[0]["passes s"]
+    deep = _process("depth:80")
     text = record.table(rows, COLUMNS)
-    text += f"\n\n80 layers cost {depth:.2f} times 32 layers (8B shapes).\n\n"
+    ratio = f"The passes over 80 layers cost {deep['ratio']:.2f} times those over 32"
+    text += f"\n\n{ratio} (8B shapes, one process, by turns, median).\n\n"
     text += record.table([built], tuple(built))
     print(text)
-    record.keep("analysis_speed", "Speed of analysis and construction", text, {"analysis": rows, "construction": built})
+    record.keep(
+        "analysis_speed",
+        "Speed of analysis and construction",
+        text,
+        {"analysis": rows, "depth": deep, "construction": built},
+    )
 
 
 def _process(part: str) -> dict[str, Any]:
@@ -96,6 +107,31 @@ def analysis(shape: str, layers: int, repeats: int) -> dict[str, Any]:
         "shape": shape, "layers": layers, "static export s": static, "trace s": traced, "passes s": passes,
         "passes / static export": passes / static, "peak GB": peak, "groups": len(graph.groups),
     }  # fmt: skip
+
+
+def depth(few: int, many: int, repeats: int) -> dict[str, Any]:
+    """The passes over few and many layers, by turns: what else the machine does meets both alike."""
+    import gc
+
+    import torch
+
+    from shearfx.graph import Graph
+    from shearfx.passes import ANALYSIS
+    from shearfx.passes import run as run_passes
+    from shearfx.tracing import trace_call
+
+    tokens = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    traced = {layers: trace_call(_llama("8B", layers), (), {"input_ids": tokens}) for layers in (few, many)}
+    times: dict[int, list[float]] = {few: [], many: []}
+    for _ in range(2 * repeats + 1):
+        for layers, found in times.items():
+            graph = Graph(traced[layers])
+            gc.collect()
+            start = time.perf_counter()
+            run_passes(graph, ANALYSIS)
+            found.append(time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(times[few], times[many], strict=True)]
+    return {"few": few, "many": many, "ratio": statistics.median(ratios), "ratios": ratios}
 
 
 def construction(layers: int) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class InferDims(Pass):
             for dim in dims:
                 graph.solver.pin(dim, f"the traced call never reaches {tensor.name}", tensor.name)
             by_name[tensor.name] = dims
+        for record in graph.records.values():
+            record.dims = _resolved(graph, record.dims)
         graph.tensor_dims = {name: tuple(map(graph.solver.resolve, dims)) for name, dims in by_name.items()}
 
 
@@ -68,6 +70,13 @@ def _record(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Record:
     except Exception as error:  # a rule that fails tells nothing, and what is not known is pinned
         return _unknown(graph, node, f"the rule for {node.target} failed: {type(error).__name__}: {error}")
     return site.record
+
+
+def _resolved(graph: Graph, dims: Any) -> Any:
+    """The same dims with nothing left to look up: later passes read them many times."""
+    if isinstance(dims, list):
+        return [_resolved(graph, one) for one in dims]
+    return None if dims is None else tuple(map(graph.solver.resolve, dims))
 
 
 def _placeholder(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Dims | None:

@@ -6,8 +6,10 @@ its work in ``apply``, and names the invariants that hold from then on (``ensure
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,23 +48,40 @@ def run(graph: Graph, passes: Sequence[Pass], after: Callable[[str, Graph], None
         if missing:
             raise ValueError(f"pass {step.name!r} needs {', '.join(missing)} to run first")
         start = time.perf_counter()
-        step.apply(graph)
-        done.append(step.name)
-        promised.extend(step.ensures)
-        for invariant in dict.fromkeys(promised):
-            problem = INVARIANTS[invariant](graph)
-            if problem:
-                raise SoundnessError(
-                    message(
-                        f"invariant {invariant!r} does not hold: {problem}",
-                        where=f"after pass {step.name!r}",
-                        todo="this is a bug in shearfx or in a rule of yours; please report it with the model",
-                    )
-                )
+        with _no_collection():
+            step.apply(graph)
+            done.append(step.name)
+            promised.extend(step.ensures)
+            for invariant in dict.fromkeys(promised):
+                _check(invariant, graph, step.name)
         graph.seconds[step.name] = time.perf_counter() - start
         if after is not None:
             after(step.name, graph)
     return graph
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection for the while: next to a large exported graph, it would cost more than the passes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _check(invariant: str, graph: Graph, after: str) -> None:
+    problem = INVARIANTS[invariant](graph)
+    if problem:
+        raise SoundnessError(
+            message(
+                f"invariant {invariant!r} does not hold: {problem}",
+                where=f"after pass {after!r}",
+                todo="this is a bug in shearfx or in a rule of yours; please report it with the model",
+            )
+        )
 
 
 # -- invariants: each returns a description of what is wrong, or None ------------------------------------
