@@ -14,7 +14,6 @@ import argparse
 import collections
 import concurrent.futures
 import json
-import math
 import subprocess
 import sys
 import time
@@ -154,17 +153,9 @@ def module_form(model: Any, graph: Any) -> str:
     from shearfx.bundles import bundles
     from shearfx.errors import PlanError
     from shearfx.pruning_plan import of_cuts
+    from shearfx.testing import random_tied_cuts
 
-    chance = random.Random(0)
-    kept = {}
-    able = [b for b in bundles(graph, model.module) if b.expressible]
-    for bundle in able:
-        if all(g.certificate != "approximate" for g in bundle.groups):
-            unit = math.lcm(*bundle.weights)
-            most = min((g.size * w - 1) // unit for g, w in zip(bundle.groups, bundle.weights, strict=True))
-            fewer = chance.randint(1, max(1, most // 2)) * unit
-            for group, weight in zip(bundle.groups, bundle.weights, strict=True):
-                kept[group.name] = sorted(chance.sample(range(group.size), group.size - fewer // weight))
+    kept = random_tied_cuts(bundles(graph, model.module), random.Random(0))
     if not kept:
         reasons = sorted({b.reason.splitlines()[0] for b in bundles(graph, model.module) if b.reason})
         return f"refused: {'; '.join(reasons)[:200]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle  # noqa: TID251 - only to show that users who do pickle models still can
 import random
 from typing import Any
@@ -23,6 +22,7 @@ from shearfx.masking import mask
 from shearfx.module_form import construct_module
 from shearfx.overlay import Overlay
 from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.testing import assert_sound, random_tied_cuts
 from shearfx.verification import verify
 from tests import zoo
 
@@ -43,15 +43,7 @@ def sound(bundle: Bundle) -> bool:
 
 def random_cut(graph: Graph, model: nn.Module, seed: int) -> PruningPlan:
     """Some structures of every bundle that the class can express, chosen at random."""
-    rnd = random.Random(seed)
-    kept = {}
-    for bundle in filter(sound, bundles(graph, model)):
-        step = math.lcm(*bundle.weights)
-        rows = list(zip(bundle.groups, bundle.weights, strict=True))
-        most = min((g.size - 1) * w // step for g, w in rows)
-        cut = rnd.randint(0, math.ceil(most / 2))
-        kept.update({g.name: rnd.sample(range(g.size), g.size - cut * step // w) for g, w in rows})
-    return settle(model, graph, of_cuts(graph, kept))
+    return settle(model, graph, of_cuts(graph, random_tied_cuts(bundles(graph, model), random.Random(seed))))
 
 
 def expressed(graph: Graph, model: nn.Module) -> set[str]:
@@ -83,6 +75,12 @@ def test_what_the_class_can_express_is_found_and_exact(name: str) -> None:
             report = verify(model.module, plan, *args, graph=graph, **kwargs)
             assert report.module_error is not None and report.module_error <= 1e-10
             assert report.moved > 1e-3
+
+
+def test_assert_sound_cuts_what_the_class_can_express() -> None:
+    model, _ = traced("bert")
+    found = assert_sound(model.module, *model.args, **model.kwargs, plans=3, form="module")
+    assert found.plans > 0 and found.max_relative_error <= 1e-10 and found.moved > 1e-3
 
 
 def test_heads_equal_to_head_dim_are_not_confused() -> None:

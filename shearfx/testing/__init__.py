@@ -20,7 +20,7 @@ from shearfx.testing.blocks import (
     TiedPair,
 )
 from shearfx.testing.heads import Attention, PerHead, Position
-from shearfx.testing.plans import plans, prunable, random_cuts
+from shearfx.testing.plans import plans, prunable, random_cuts, random_tied_cuts
 from shearfx.testing.soundness import Soundness, assert_sound
 from shearfx.testing.space import Conv, Depthwise, Shuffle, ToFlat, ToTokens, UNet
 from shearfx.testing.spec import Architecture, Block, Shape
@@ -30,5 +30,5 @@ __all__ = [
     "Act", "Architecture", "Attention", "Block", "Concat", "Conv", "Depthwise", "Excite", "Gate", "Linear", "Lora",
     "Matrix", "Norm", "PerHead", "Position", "Residual", "Shape", "Shared", "Shuffle", "Soundness", "TiedPair",
     "ToFlat", "ToTokens", "Trap", "UNet", "architectures", "assert_sound", "attentions", "blocks", "plans",
-    "prunable", "random_cuts",
+    "prunable", "random_cuts", "random_tied_cuts",
 ]  # fmt: skip

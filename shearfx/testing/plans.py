@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shearfx.bundles import Bundle
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.testing.optional import st
@@ -53,6 +55,21 @@ def random_cuts(graph: Graph, rng: random.Random, certificates: Sequence[str] = 
         if rng.random() < share or (group is groups[-1] and not kept):
             count = rng.randint(1, group.size - 1)
             kept[group.name] = sorted(rng.sample(range(group.size), count))
+    return kept
+
+
+def random_tied_cuts(
+    bundles: Iterable[Bundle], rng: random.Random, certificates: Sequence[str] = SOUND
+) -> dict[str, list[int]]:
+    """The same for what the original class can express: of groups that it holds only together, equal shares go."""
+    kept: dict[str, list[int]] = {}
+    for bundle in bundles:
+        rows = list(zip(bundle.groups, bundle.weights, strict=True))
+        step = math.lcm(*bundle.weights)
+        most = min((g.size - 1) * weight // step for g, weight in rows)
+        if bundle.expressible and most > 0 and all(g.certificate in certificates for g in bundle.groups):
+            gone = rng.randint(1, most) * step
+            kept.update({g.name: sorted(rng.sample(range(g.size), g.size - gone // weight)) for g, weight in rows})
     return kept
 
 

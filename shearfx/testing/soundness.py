@@ -12,9 +12,12 @@ from typing import Any
 from torch import nn
 
 from shearfx.analysis import trace
+from shearfx.attributes import settle
+from shearfx.bundles import bundles
 from shearfx.errors import PlanError, SoundnessError, message
 from shearfx.graph import Graph
-from shearfx.testing.plans import plan_of, prunable, random_cuts
+from shearfx.pruning_plan import of_cuts
+from shearfx.testing.plans import plan_of, prunable, random_cuts, random_tied_cuts
 from shearfx.verification import verify
 
 Cuts = dict[str, list[int]]
@@ -53,40 +56,55 @@ def assert_sound(
         inputs, kwargs: an example call.
         plans: how many random plans.
         seed: of the plans; the same seed makes the same plans.
-        form: ``"fx"``, ``"module"`` (the original class) or ``"both"``.
+        form: ``"fx"``, or ``"module"``: random structures of all groups that the original class can express, in the
+            original class and in the fx form.
 
     Returns:
         What was verified; print it, a coverage near zero means that little was.
 
     Raises:
         SoundnessError: a cut differs; the message names the smallest plan that still does.
-        PlanError: nothing is prunable, so nothing would be tested; the message says what pins most.
+        PlanError: nothing is prunable, so nothing would be tested; the message says what pins most, or why the class
+            can express none of it.
         TraceError: the model does not export.
     """
-    if form not in ("fx", "module", "both"):
-        raise PlanError(message(f"there is no form {form!r}", todo='choose "fx", "module" or "both"'))
+    if form not in ("fx", "module"):
+        raise PlanError(message(f"there is no form {form!r}", todo='choose "fx" or "module"'))
     graph = trace(model, *inputs, **kwargs)
     groups = prunable(graph)
     if not groups:
         raise PlanError(_nothing(graph, model))
+    tied = bundles(graph, model) if form == "module" else []
+    if form == "module" and not any(bundle.expressible for bundle in tied):
+        raise PlanError(message(f"its own class can express no cut: {tied[0].reason}", where=tied[0].where))
     rng = random.Random(seed)
-    recorded = "fx" if form == "fx" else "module"
     worst = moved = 0.0
+    verified = 0
+    refusal: PlanError | None = None
 
     def check(cuts: Cuts) -> tuple[float, float]:
-        report = verify(model, plan_of(graph, cuts, recorded), *inputs, graph=graph, **kwargs)
+        plan = plan_of(graph, cuts) if form == "fx" else settle(model, graph, of_cuts(graph, cuts))
+        report = verify(model, plan, *inputs, graph=graph, **kwargs)
         return report.max_relative_error, report.moved
 
     for _ in range(plans):
-        cuts = random_cuts(graph, rng)
+        cuts = random_cuts(graph, rng) if form == "fx" else random_tied_cuts(tied, rng)
         try:
             error, far = check(cuts)
         except SoundnessError as found:
             raise _smallest(graph, model, cuts, check, found) from found
+        except PlanError as unable:
+            if form == "fx":
+                raise
+            refusal = unable  # a cut so far down that the class cannot hold it is refused, which is sound
+            continue
+        verified += 1
         worst, moved = max(worst, error), max(moved, far)
+    if refusal is not None and not verified:
+        raise refusal
     if moved == 0.0:
         warnings.warn(f"no plan of {plans} moved an output of {type(model).__name__}", stacklevel=2)
-    return Soundness(plans, graph.coverage, len(groups), worst, moved)
+    return Soundness(verified, graph.coverage, len(groups), worst, moved)
 
 
 def minimal(cuts: Cuts, sizes: dict[str, int], fails: Callable[[Cuts], bool]) -> Cuts:
@@ -115,6 +133,8 @@ def _smallest(
         except SoundnessError as error:
             last = error
             return True
+        except PlanError:
+            return False  # groups that the class can only cut together
         return False
 
     smallest = minimal(cuts, {g.name: g.size for g in graph.groups}, fails)
