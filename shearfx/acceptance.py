@@ -76,8 +76,8 @@ def _views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             shared = any(a.alias_info is not None for a in schema.arguments)
             if shared or (packet in RESHAPES or packet in SAME) or packet in SPLITS:
                 views[node] = node.args[0]
-        elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-            views[node] = node.args[0]
+        elif node.target is operator.getitem and node.args[0] in views:
+            views[node] = node.args[0]  # of a split; other operators' results are tensors of their own
     return views
 
 
