@@ -169,7 +169,9 @@ class Canonical:
             self._bounds(arguments, shape)
         return self._scattered(aten.slice_scatter if packet is aten.slice else aten.select_scatter, arguments, value)
 
-    def _scattered(self, packet: Any, arguments: Mapping[str, Any], value: Any) -> int:
+    def _scattered(self, packet: Any, arguments: Mapping[str, Any], value: Any) -> Any:
+        if packet is aten.slice_scatter and not {"start", "end", "step"} & arguments.keys():
+            return value  # all of it
         number = self.number(str(packet), tuple(sorted({**arguments, "src": value}.items())))
         self.parts[number, _WRITES[packet], _place(arguments)] = value
         return number
