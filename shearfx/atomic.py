@@ -59,6 +59,11 @@ def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise CheckpointError unless a folder can be made at ``path``; see :func:`new_folder`."""
     target = Path(os.path.abspath(Path(path).expanduser()))
     if not os.path.lexists(target):
+        parent = next(above for above in target.parents if os.path.lexists(above))
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            why = "is no folder" if not parent.is_dir() else "cannot be written to"
+            what = f"nothing was written: {parent} {why}"
+            raise CheckpointError(message(what, where=str(target), todo="name another folder"))
         return
     if target.is_dir() and not target.is_symlink():
         if not any(target.iterdir()):
@@ -69,7 +74,7 @@ def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
             what = f"the output folder exists and is none that shearfx wrote (it has no {PLAN_FILE})"
             todo = "name a new folder, or remove it yourself"
         else:
-            what, todo = "the output folder exists", "name a new folder, or pass overwrite=True to replace it"
+            what, todo = "the output folder exists", "name a new folder, or pass overwrite=True (--overwrite)"
     else:
         what, todo = "the output folder's name is taken by a file or link", "name a new folder"
     raise CheckpointError(message(f"nothing was written: {what}", where=str(target), todo=todo))

@@ -90,6 +90,9 @@ def save(
         PlanError: the small model is not what the plan gives.
         CheckpointError: it cannot be written, or holds what safetensors cannot; nothing is left behind.
     """
+    if not isinstance(plan, PruningPlan):
+        what = f"save takes the small model and its plan, not {type(plan).__name__}"
+        raise PlanError(message(what, todo="shearfx.save(small, plan, path)"))
     contents = contents_of(small, plan)
     form = "fx" if isinstance(small, fx.GraphModule) else "module"
     plain = PlainConfig(None, reason="it is a graph of operators, not the original class")
@@ -209,6 +212,14 @@ def finish(folder: Path, plan: PruningPlan, plain: PlainConfig, *, adapted: bool
 # -- loading -------------------------------------------------------------------------------------------
 
 
+def _made(factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except Exception as error:  # the user's own code
+        what = f"the factory failed: {type(error).__name__}: {error}"
+        raise CheckpointError(message(what, where="load(path, model=...)", todo="call it by itself")) from error
+
+
 def load(
     path: str | os.PathLike[str],
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -235,7 +246,7 @@ def load(
         raise CheckpointError(message("there is no such folder", where=str(folder), todo="check the path"))
     plan = read_plan(folder)
     if model is not None:
-        full = model if isinstance(model, nn.Module) else model()
+        full = model if isinstance(model, nn.Module) else _made(model)
         if not isinstance(full, nn.Module):
             raise CheckpointError(message("the factory returned no module", where="load(path, model=...)"))
         small = cut_hollow(_tied(without_storage(full), plan), plan)

@@ -82,7 +82,7 @@ def plan(
     Raises:
         PlanError: the request makes no sense, or cannot be met; the message says what stands in the way.
     """
-    _check(ratio, scope, form, round_to, unit, floor, most)
+    check_request(ratio, scope, form, round_to, unit, floor, most)
     chosen = saliencies.find(saliency)
     if model is not None:
         _check_model(graph, model)
@@ -93,6 +93,7 @@ def plan(
                        None if kinds is None else tuple(_texts(kinds)),
                        tuple(_texts(exclude_kinds)), scope, form)  # fmt: skip
     tied, refused = select(graph, model, wanted)
+    _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
     scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)
     budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
@@ -123,7 +124,10 @@ def plan(
 # -- checking the request --------------------------------------------------------------------------------
 
 
-def _check(ratio: float, scope: str, form: str, round_to: int, unit: str, floor: Floor, most: float) -> None:
+def check_request(
+    ratio: float, scope: str, form: str, round_to: int, unit: str, floor: Floor, most: float = 1.0
+) -> None:
+    """Raise PlanError unless these options of :func:`plan` make sense, whatever the model."""
     where = "plan(...)"
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
         raise PlanError(message(f"the ratio {ratio!r} is not between 0 and 1", where=where, todo="pass 0.2 for 20%"))
@@ -144,12 +148,23 @@ def _check(ratio: float, scope: str, form: str, round_to: int, unit: str, floor:
         if not share and not count:
             todo = "pass a count as an int, or a share below 1 as a float"
             raise PlanError(message(f"floor={stays!r} is neither a count nor a share", where=where, todo=todo))
-    if not 0 < most <= 1:
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most <= 1:
         raise PlanError(message(f"most={most!r} is no share", where=where, todo="pass 0.5 to cut half at most"))
 
 
+def _check_floor(graph: Graph, floor: Floor) -> None:
+    known = {group.kind for group in graph.groups}
+    for kind in floor if isinstance(floor, Mapping) else ():
+        if kind not in known:
+            todo = f"it has {', '.join(sorted(known))}"
+            raise PlanError(message(f"the model has no groups of kind {kind!r}", where="floor=", todo=todo))
+
+
 def _texts(value: Collection[str]) -> Collection[str]:
-    return (value,) if isinstance(value, str) else value
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise PlanError(message(f"expected names or patterns, not {value!r}", where="plan(...)", todo="pass strings"))
+    return texts
 
 
 def _check_model(graph: Graph, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -125,6 +126,7 @@ class PruningPlan:
         data["format"] = FORMAT
         for cut in data["cuts"]:
             cut["kept"] = to_ranges(cut["kept"])
+        data["digest"] = digest_of(data)
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
     @classmethod
@@ -147,6 +149,8 @@ class PruningPlan:
     def _read(cls, data: dict[str, Any]) -> PruningPlan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError(message("this is no plan of this version of shearfx", todo="make the plan again"))
+        if data.get("digest") != digest_of(data):
+            raise PlanError(message("the plan was damaged or changed after it was made", todo="make the plan again"))
         # A plan may come from a stranger: whatever it says, reading it needs no more memory than a model's plan does.
         if sum(int(c["size"]) for c in data["cuts"]) > LARGEST or any(int(c["size"]) < 1 for c in data["cuts"]):
             raise ValueError("cuts of impossible sizes")
@@ -184,6 +188,12 @@ class PruningPlan:
         for compensation in self.compensations:
             if compensation.weight not in self.shapes or compensation.after < 1 or compensation.before < 1:
                 raise PlanError(message(f"the plan compensates {compensation.weight!r}, which is no tensor of it"))
+
+
+def digest_of(data: Mapping[str, Any]) -> str:
+    """A check sum of a plan's JSON, against damage; it proves nothing of where the plan comes from."""
+    content = {name: value for name, value in data.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _number(value: Any) -> Any:
@@ -271,6 +281,15 @@ def of_cuts(graph: Graph, kept: Mapping[str, Iterable[int]], **details: Any) -> 
         versions={"shearfx": shearfx.__version__, "torch": torch.__version__},
         **details,
     )  # fmt: skip
+
+
+def check_terms(graph: Graph, plan: PruningPlan) -> None:
+    """Raise PlanError unless the plan cuts every tensor just where its groups lie in this graph."""
+    again = of_cuts(graph, {cut.name: cut.kept for cut in plan.cuts})
+    for name in {**plan.kept, **again.kept}:
+        wanted, found = again.kept.get(name, {}), plan.kept.get(name, {})
+        if wanted.keys() != found.keys() or not all(torch.equal(wanted[i], found[i]) for i in wanted):
+            raise PlanError(_misfit(f"the plan keeps of {name} other indices than its groups have there"))
 
 
 def _compensations(graph: Graph, sizes: Mapping[Atom, int]) -> tuple[Compensation, ...]:

@@ -138,11 +138,13 @@ def _spelt_out(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # torch.export logs and warns about every dim that it specialises; shearfx reports those itself.
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx")]
+    # Its fake tensors log every operator that they cannot run, with a traceback; the error says it once.
+    names = ("torch.export", "torch._export", "torch.fx", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL if "fake" in logger.name else logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -153,6 +155,9 @@ def _quiet() -> Iterator[None]:
 
 def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name, ``use_cache=False`` added where the signature has it."""
+    if not isinstance(model, nn.Module):
+        what = f"expected a torch.nn.Module, not {type(model).__name__}"
+        raise TraceError(message(what, todo="pass the model itself, or wrap the function in a module"))
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*args, **kwargs)

@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 from shearfx.analysis import trace
 from shearfx.attributes import settle
 from shearfx.construction import analysis_of, construct
-from shearfx.errors import SoundnessError, message
+from shearfx.errors import SoundnessError, TraceError, message
 from shearfx.graph import Graph
 from shearfx.masking import mask
 from shearfx.precision import double_precision, doubled, doubled_inputs
-from shearfx.pruning_plan import PruningPlan
+from shearfx.pruning_plan import PruningPlan, check_terms
 from shearfx.tracing import by_name, evaluation
 
 TOLERANCE = 1e-10
@@ -55,14 +55,17 @@ def verify(
         graph: the analysis of this model, if there is one.
 
     Raises:
-        SoundnessError: an output differs, is not finite, or has another shape.
-        PlanError: a trace of this call does not find the groups that the plan cuts.
+        SoundnessError: an output differs, is not finite, or has another shape; or there is none to compare.
+        TraceError: the full model does not run on these inputs.
+        PlanError: the plan's terms are not those of its groups, or a trace of this call does not find the groups that
+            the plan cuts.
     """
     given = by_name(model, args, kwargs)
     prepare = doubled if double else (lambda module: module)
     inputs = doubled_inputs(given) if double else given
     tolerance = TOLERANCE if double else SHIPPED_TOLERANCE
     graph = graph or analysis_of(model, plan)
+    check_terms(graph, plan)
     full = prepare(model)
     if "form" not in plan.options:
         plan = settle(model, graph, plan)
@@ -75,8 +78,12 @@ def verify(
     if same:
         fx_form = construct(full, plan, form="fx", graph=graph)
         forms["fx"] = doubled(fx_form) if double else fx_form
+    original = _original(full, inputs, double)
+    if not original:
+        raise SoundnessError(
+            message("the model returns no tensor that could be compared", todo="verify a module that returns one")
+        )
     masked = _run(mask(full, plan), inputs, double)
-    original = _run(full, inputs, double)
     errors: dict[str, float] = {}
     for name, form in forms.items():
         call = {k: v for k, v in inputs.items() if k in graph.traced.inputs} if name == "fx" else inputs
@@ -119,7 +126,25 @@ def _run(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[tor
                 result = module(**inputs)
         else:
             result = module(**inputs)
-    return [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    found = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    # Whole numbers (the places of the largest logits) may change where two are equal but for rounding: they are
+    # compared only where there is nothing else.
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
+    return [t for t in real if t.is_floating_point()] or [t.double() for t in found]
+
+
+def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
+    try:
+        return _run(model, inputs, double)
+    except Exception as error:  # whatever the model's own code raises
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TraceError(
+            message(
+                f"the full model does not run on these inputs: {first}",
+                where=type(model).__name__,
+                todo="pass the inputs that its forward takes",
+            )
+        ) from error
 
 
 def _compare(masked: list[torch.Tensor], cut: list[torch.Tensor], form: str) -> float:

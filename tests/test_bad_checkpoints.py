@@ -22,7 +22,8 @@ from shearfx.analysis import trace
 from shearfx.checkpoints import load, save
 from shearfx.construction import construct
 from shearfx.errors import CheckpointError, PlanError, ShearError
-from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.pruning_plan import PruningPlan, digest_of, of_cuts
+from shearfx.verification import verify
 from tests import zoo
 from tests.test_checkpoints import Net, analysed, cut, own
 
@@ -158,6 +159,13 @@ def test_adapters_from_strangers(tmp_path: Path, change: dict[str, Any]) -> None
 # -- plans ---------------------------------------------------------------------------------------------
 
 PLAN = json.loads(own()[2].to_json())
+
+
+def signed(data: dict[str, Any]) -> str:
+    """As JSON with a digest that fits: a stranger can make one too."""
+    return json.dumps({**data, "digest": digest_of(data)})
+
+
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
@@ -175,6 +183,18 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
+def test_a_damaged_plan_says_so() -> None:
+    with pytest.raises(PlanError, match="damaged or changed"):
+        PruningPlan.from_json(json.dumps({**PLAN, "attributes": {}, "terms": {}}))
+
+
+def test_terms_that_are_not_those_of_the_groups_are_refused() -> None:
+    terms = {name: [None] * len(term) if name == "up.bias" else term for name, term in PLAN["terms"].items()}
+    plan = PruningPlan.from_json(signed({**PLAN, "terms": terms}))
+    with pytest.raises(PlanError, match=r"up\.bias"):
+        verify(Net().eval(), plan, torch.randn(2, 4))
+
+
 @settings(max_examples=30)
 @given(st.sampled_from(places(PLAN)[1:]), VALUES)
 @example(("call", "x", "shape"), None)
@@ -186,7 +206,7 @@ def test_a_plan_with_any_value_anywhere_is_a_plan_or_an_error(place: tuple[Any, 
         holder = holder[key]
     holder[place[-1]] = value
     try:
-        plan = PruningPlan.from_json(json.dumps(data))
+        plan = PruningPlan.from_json(signed(data))
         construct(Net().eval(), plan)
     except ShearError:
         pass
@@ -208,7 +228,7 @@ def test_a_plan_with_any_value_anywhere_is_a_plan_or_an_error(place: tuple[Any, 
 )
 def test_hostile_plans(changes: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
-        PruningPlan.from_json(json.dumps({**PLAN, **changes}))
+        PruningPlan.from_json(signed({**PLAN, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +237,7 @@ def test_hostile_plans(changes: dict[str, Any]) -> None:
 def test_a_plan_changes_numbers_only(attribute: str) -> None:
     full = Net()
     changes = {"options": {"form": "module"}, "attributes": {"up": {attribute: 3}}}
-    plan = PruningPlan.from_json(json.dumps({**PLAN, **changes}))
+    plan = PruningPlan.from_json(signed({**PLAN, **changes}))
     with pytest.raises(PlanError):
         construct(full, plan)
 

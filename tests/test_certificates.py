@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import shearfx
+from shearfx.pruning_plan import of_cuts
 from shearfx.testing import assert_sound
 
 
@@ -105,3 +106,35 @@ def test_certificates(name: str) -> None:
     assert expected.items() <= found.items(), found
     if {"exact", "compensated"} & set(found.values()):
         assert_sound(model, x, plans=4)
+
+
+class Spectrum(nn.Module):
+    """Returns complex numbers, or whole ones, and nothing else."""
+
+    def __init__(self, places: bool) -> None:
+        super().__init__()
+        self.places = places
+        self.up, self.norm, self.down = nn.Linear(4, 16), nn.LayerNorm(16), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(self.norm(self.up(x)))
+        return y.argmax(-1) if self.places else torch.fft.rfft(y)
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_outputs_that_are_not_real_are_compared_too(places: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Spectrum(places).eval(), torch.randn(64, 4)
+    graph = shearfx.trace(model, x)
+    width = next(g for g in graph.groups if g.size == 16)
+    assert width.certificate == "approximate"
+    with pytest.raises(shearfx.SoundnessError):
+        shearfx.verify(model, of_cuts(graph, {width.name: range(4)}, options={"form": "fx"}), x, graph=graph)
+
+
+def test_verifying_on_wrong_inputs_says_so() -> None:
+    model, x = Spectrum(places=False).eval(), torch.randn(2, 4)
+    graph = shearfx.trace(model, x)
+    plan = of_cuts(graph, {g.name: range(4) for g in graph.groups if g.size == 16}, options={"form": "fx"})
+    with pytest.raises(shearfx.TraceError, match="does not run|cannot be exported"):
+        shearfx.verify(model, plan, torch.randn(2, 9), graph=graph)

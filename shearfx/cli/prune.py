@@ -59,6 +59,7 @@ class Calibration:
 
 
 def prune(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must not exist.", show_default=False)],
     ratio: Annotated[float | None, typer.Option(help="Share to remove; 0.2 by default.", show_default=False)] = None,
@@ -93,8 +94,11 @@ def prune(
 ) -> None:
     """Remove a share of MODEL's parameters and save the smaller model, a plain Hugging Face folder where it can be."""
     with talking(as_json, debug) as talk:
-        _check_options(ratio, apply, plan_only)
+        _check_options(context, apply)
+        _check_amounts(samples, sequence_length)
         _check_free(out, file=plan_only, overwrite=overwrite)
+        if apply is None:
+            _check_request(0.2 if ratio is None else ratio, scope.value, form.value, round_to, unit.value, floor)
         if apply is not None:
             plan = _read_plan(apply)
             if _on_disk(model, plan, dtype):
@@ -253,11 +257,33 @@ def show_plan(out: Console, plan: PruningPlan) -> None:
 # -- checking what was asked -----------------------------------------------------------------------------
 
 
-def _check_options(ratio: float | None, apply: Path | None, plan_only: bool) -> None:
-    if apply is not None and (ratio is not None or plan_only):
-        todo = "pass one of the two"
+def _check_options(context: typer.Context, apply: Path | None) -> None:
+    """A plan brings its own answers to whatever one could ask of planning."""
+    beside = {"model", "out", "apply", "overwrite", "dtype", "device", "as_json", "debug"}
+    given = [
+        "--" + name.replace("_", "-")
+        for name in context.params
+        if name not in beside and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if apply is not None and given:
+        where = f"{', '.join(given)} beside --apply"
+        raise PlanError(message("--apply brings its own plan", where=where, todo="pass one of the two"))
+
+
+def _check_request(*options: Any) -> None:
+    from shearfx.planning import check_request
+
+    check_request(*options)
+
+
+def _check_amounts(samples: int, sequence_length: int) -> None:
+    if samples < 1 or sequence_length < 2:
         raise PlanError(
-            message("--apply brings its own plan", where="--ratio or --plan-only beside --apply", todo=todo)
+            message(
+                f"{samples} windows of {sequence_length} tokens are nothing to score on",
+                where="--samples, --sequence-length",
+                todo="pass at least 1 window of 2 tokens",
+            )
         )
 
 
