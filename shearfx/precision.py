@@ -54,10 +54,22 @@ def doubled(module: nn.Module) -> nn.Module:
     if isinstance(module, fx.GraphModule):
         for node in module.graph.nodes:
             if node.op == "call_function":
+                _write_out_epsilon(node)
                 node.args = pytree.tree_map(_double, node.args)
                 node.kwargs = pytree.tree_map(_double, node.kwargs)
         module.recompile()
     return module
+
+
+def _write_out_epsilon(node: fx.Node) -> None:
+    """The epsilon that an RMS norm takes by default, which is that of the dtype it was traced in."""
+    value = node.meta.get("val")
+    if node.target is torch.ops.aten.rms_norm.default and isinstance(value, torch.Tensor):
+        names = ("input", "normalized_shape", "weight", "eps")
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        if given.get("eps") is None:
+            given["eps"] = torch.finfo(value.dtype).eps
+            node.args, node.kwargs = tuple(given.get(name) for name in names), {}
 
 
 def doubled_inputs(inputs: Any) -> Any:

@@ -1,9 +1,13 @@
 """Minimal architectures on which the compiler was once wrong, or failed. Each was found by test_properties.py."""
 
 import pytest
+import torch
+from torch import nn
 
+import shearfx
 from shearfx.analysis import trace
 from shearfx.errors import PlanError
+from shearfx.pruning_plan import of_cuts
 from shearfx.testing import Architecture, Linear, Trap, assert_sound
 
 # (architecture, whether something in it can be cut)
@@ -36,3 +40,22 @@ def test_sound(name: str) -> None:
             assert_sound(*architecture.example())
         module, *inputs = architecture.example()
         assert not any("failed" in pin.reason for pin in trace(module, *inputs).pins)
+
+
+def test_an_epsilon_left_open_is_that_of_the_traced_dtype() -> None:
+    """A norm that is not cut, called more than once: float64 has another default epsilon than float32."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.RMSNorm(6), nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.norm(x + self.down(torch.relu(self.up(self.norm(x)))))
+            return out
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), 1e-3 * torch.randn(4, 6)
+    graph = shearfx.trace(model, x)
+    plan = of_cuts(graph, {g.name: range(5) for g in graph.groups if g.size == 8}, options={"form": "fx"})
+    assert shearfx.verify(model, plan, x, graph=graph).max_relative_error <= 1e-10
