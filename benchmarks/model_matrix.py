@@ -63,13 +63,17 @@ def main() -> None:
         for done, job in enumerate(concurrent.futures.as_completed(jobs), 1):
             rows[jobs[job]] = job.result()
             print(f"[{done}/{len(todo)}] {jobs[job]}: {rows[jobs[job]]['outcome']}", file=sys.stderr, flush=True)
-            ROWS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+            keep(rows)
     if options.torch_pruning:
         from benchmarks import torch_pruning_row
 
-        torch_pruning_row.add(rows, entries, options.jobs)
-        ROWS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+        torch_pruning_row.add(rows, entries, options.jobs, lambda: keep(rows))
     report([rows[name] for name in entries if name in rows])
+
+
+def keep(rows: dict[str, dict[str, Any]]) -> None:
+    """Write what is measured, so that a run that is cut off goes on where it was."""
+    ROWS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
 
 def run(name: str, module: str, limit: float, extra: Sequence[str] = ()) -> dict[str, Any]:

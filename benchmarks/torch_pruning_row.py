@@ -13,19 +13,28 @@ import argparse
 import concurrent.futures
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def add(rows: dict[str, dict[str, Any]], entries: Mapping[str, Any], jobs: int, limit: float = 120.0) -> None:
-    """Add a column to the rows, each measured in a process of its own."""
+def add(
+    rows: dict[str, dict[str, Any]],
+    entries: Mapping[str, Any],
+    jobs: int,
+    keep: Callable[[], None],
+    limit: float = 60.0,
+) -> None:
+    """Add a column to the rows, each measured in a process of its own; ``keep`` is called after each."""
     from benchmarks.model_matrix import run
 
     todo = [name for name in entries if name in rows and "Torch-Pruning" not in rows[name]]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        results = pool.map(lambda name: run(name, "benchmarks.torch_pruning_row", limit), todo)
-        for name, result in zip(todo, results, strict=True):
-            rows[name]["Torch-Pruning"] = result["outcome"]
+        running = {pool.submit(run, name, "benchmarks.torch_pruning_row", limit): name for name in todo}
+        for job in concurrent.futures.as_completed(running):
+            result = job.result()
+            hang = f"hang: more than {limit:.0f} s"
+            rows[running[job]]["Torch-Pruning"] = hang if result["outcome"] == "hang" else result["outcome"]
+            keep()
 
 
 def measure(name: str) -> str:
