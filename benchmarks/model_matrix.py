@@ -187,8 +187,13 @@ def report(rows: list[dict[str, Any]]) -> None:
     columns = list(COLUMNS)
     if any("Torch-Pruning" in row for row in rows):
         columns.insert(3, "Torch-Pruning")
-        theirs = collections.Counter(str(row.get("Torch-Pruning", "")).split(":")[0] for row in rows)
-        head += " Torch-Pruning on the same rows: " + ", ".join(f"{n} {o}" for o, n in theirs.most_common()) + "."
+        beside = [row["Torch-Pruning"] for row in rows if "Torch-Pruning" in row]
+        theirs = collections.Counter(outcome.split(":")[0] for outcome in beside)
+        head += (
+            f" Torch-Pruning on {len(beside)} of these rows: "
+            + ", ".join(f"{n} {o}" for o, n in theirs.most_common())
+            + "."
+        )
     text = head + "\n\n" + record.table(rows, columns)
     print(text)
     record.keep("model_matrix", "Model matrix", text, rows)
