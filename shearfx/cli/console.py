@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -22,9 +23,10 @@ __all__ = ["AsJson", "Debug", "Talk", "talking"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-WORTH_TELLING = 1.0  # seconds: steps that took longer leave a line behind
+WORTH_TELLING = 1.0  # seconds: on a terminal, steps that took longer leave a line behind
 WIDTH = 140  # columns of output that goes to a file or a pipe
-HEARTBEAT = 10.0  # seconds between two lines of a long step where there is no terminal
+HEARTBEAT = 10.0  # seconds after which a step says in a log that it goes on; then after twice as long each time,
+RAREST = 120.0  # but at least this often
 
 
 class Talk:
@@ -48,14 +50,13 @@ class Talk:
 
         Yields a function that may be called with (done, total); until it is, only the time is shown.
         """
+        # A log that claims to be a terminal (FORCE_COLOR) would fill with the bar's control codes.
+        live = self.err.is_interactive and self.err.file.isatty()
         start = time.monotonic()
-        if self.err.is_terminal:
-            with self._live(what) as update:
-                yield update
-        else:
-            yield self._plain(what)
+        with self._live(what) if live else self._plain(what) as update:
+            yield update
         seconds = time.monotonic() - start
-        if seconds >= WORTH_TELLING:
+        if not live or seconds >= WORTH_TELLING:
             self.note(f"{what}: {seconds:.1f} s")
 
     @contextlib.contextmanager
@@ -65,16 +66,31 @@ class Talk:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
-    def _plain(self, what: str) -> Callable[[int, int], None]:
-        last = time.monotonic()
+    @contextlib.contextmanager
+    def _plain(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A line now, and from time to time one that says how far it is: a step may be one call that takes minutes."""
+        start = time.monotonic()
+        over = threading.Event()
+        known = ""
 
         def update(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= HEARTBEAT:
-                last = time.monotonic()
-                self.note(f"{what}: {done} of {total}")
+            nonlocal known
+            known = f"{done} of {total} after "
 
-        return update
+        def beat() -> None:
+            pause = HEARTBEAT
+            while not over.wait(pause):
+                self.note(f"{what}: {known or 'still going after '}{time.monotonic() - start:.0f} s")
+                pause = min(2 * pause, RAREST)
+
+        self.note(f"{what} ...")
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield update
+        finally:
+            over.set()
+            thread.join()  # nothing of a step is said after its end
 
     # -- the result, on stdout -----------------------------------------------------------------------
 
