@@ -46,11 +46,16 @@ IMPLEMENTATIONS = {
 """Where a config keeps which code runs an operator, and what it may be set to: a name with a slash would fetch code."""
 
 
+class OriginalNeededError(CheckpointError):
+    """A folder does not say how to build its model: whoever has the full-size model has to bring it."""
+
+
 def read_config(path: Path) -> tuple[PreTrainedConfig, Any]:
     """The configuration in a JSON file, and the model class that it names.
 
     Raises:
-        CheckpointError: it is damaged, of no architecture in transformers, or wants code that is not in transformers.
+        OriginalNeededError: it is of no architecture in transformers, or wants code that is not in transformers.
+        CheckpointError: it is damaged.
     """
     check_config(path)
     data = read_json(path)
@@ -58,7 +63,7 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, Any]:
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         what = f"transformers has no architecture {kind!r}" + (", and the config brings its own" * ("auto_map" in data))
         todo = "give the full-size model yourself: shearfx.load(path, model=...)"
-        raise CheckpointError(message(f"{what}; code from a checkpoint is never run", where=str(path), todo=todo))
+        raise OriginalNeededError(message(f"{what}; code from a checkpoint is never run", where=str(path), todo=todo))
     data.pop("auto_map", None)
     try:
         config = transformers.CONFIG_MAPPING[kind].from_dict(data)

@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from shearfx import adapters
 from shearfx.analysis import trace
 from shearfx.architectures import (
+    OriginalNeededError,
     assign,
     choose,
     config_of,
@@ -238,7 +239,8 @@ def load(
         The small model in eval mode, in the form it was saved in; with its adapters, if it had any.
 
     Raises:
-        CheckpointError: something is missing, damaged or unsafe, or the files do not belong together.
+        CheckpointError: something is missing, damaged or unsafe, or the files do not belong together; without
+            ``model``, also that the folder does not say how to build it.
         PlanError: the plan is damaged, or ``model`` is not what it was made for.
     """
     folder = Path(path).expanduser()
@@ -256,7 +258,8 @@ def load(
         small = cut_hollow(_built(folder, folder / ORIGINAL, plan), plan)
     else:
         todo = f"give the full-size model: shearfx.load(path, model=...), a {plan.model}"
-        raise CheckpointError(message("the folder does not say how to build the model", where=str(folder), todo=todo))
+        what = "the folder does not say how to build the model"
+        raise OriginalNeededError(message(what, where=str(folder), todo=todo))
     with _sources(folder, small) as sources:
         fill(small, sources)
     _generation(folder, small)

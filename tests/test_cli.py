@@ -32,6 +32,30 @@ def broken():
 
 def pinned():
     return nn.Linear(4, 3), (torch.randn(2, 4),)
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x, *, scale):
+        return scale * self.down(torch.relu(self.up(x)))
+
+def scaled():
+    torch.manual_seed(0)
+    return Scaled(), (torch.randn(2, 4),), {"scale": 2.0}
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(512, 8), nn.Linear(8, 32), nn.Linear(32, 512)
+
+    def forward(self, input_ids):
+        return self.down(torch.relu(self.up(self.embed(input_ids))))
+
+def words():
+    torch.manual_seed(0)
+    return Words(), {"input_ids": torch.randint(512, (2, 8))}
 """
 
 
@@ -253,6 +277,94 @@ def test_taylor_takes_a_text(stories: Path, tmp_path: Path) -> None:
     data = data_of("prune", stories, "--ratio", 0.1, "--saliency", "taylor", *options, *plan)
     assert data["options"]["saliency"] == "taylor"
     assert len({cut["kept"] for cut in data["cuts"]}) > 1  # magnitude would leave all layers alike
+
+
+# -- results that do not say how to build their model -----------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["module", "fx"])
+def test_a_result_of_a_factory_is_opened_by_its_original(factory: str, tmp_path: Path, form: str) -> None:
+    spec, once, twice = f"{factory}:scaled", tmp_path / "once", tmp_path / "twice"
+    first = data_of("prune", spec, "--ratio", 0.3, "--form", form, "-o", once)
+    found = data_of("analyze", once, "--original", spec)
+    assert found["parameters"] == first["parameters_after"] < first["parameters_before"]
+    assert [g["size"] for g in found["groups"]] == [cut["kept"] for cut in first["cuts"]]
+    options = ("--ratio", 0.3, "--form", form, "-o", twice)
+    second = data_of("prune", once, "--original", spec, *options)
+    assert second["parameters_before"] == first["parameters_after"] > second["parameters_after"]
+    # What was made from a result is opened by the result, and that by its own original.
+    chain = ("--original", once, "--original", spec)
+    assert data_of("analyze", twice, *chain)["parameters"] == second["parameters_after"]
+    assert data_of("verify", twice, *chain)["moved"] > 1e-3
+    text = call("prune", once, "--original", spec, *options, "--overwrite").stdout
+    assert f"next: shearfx verify {twice} --original {once} --original {spec}" in text
+
+
+def test_a_result_takes_the_dtype_asked_for_with_inputs_to_match(factory: str, tmp_path: Path) -> None:
+    spec, out = f"{factory}:scaled", tmp_path / "small"
+    data_of("prune", spec, "--ratio", 0.3, "--dtype", "float64", "-o", out)
+    expected = data_of("analyze", out, "--original", spec)["parameters"]
+    assert data_of("analyze", out, "--original", spec, "--dtype", "bfloat16")["parameters"] == expected
+
+
+def test_eval_takes_a_result_of_a_factory(
+    stories: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shearfx.evaluation import perplexity
+    from shearfx.models import load_model
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    full, tokenizer = load_model(f"{factory}:words"), load_model(str(stories), device="meta").tokenizer
+    graph = shearfx.trace(full.module, **full.kwargs)
+    plan = shearfx.plan(graph, 0.3, model=full.module)
+    small = shearfx.construct(full.module, plan)
+    out = shearfx.save(small, plan, tmp_path / "small", tokenizer=tokenizer)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little dog. " * 20)
+    asked = ("eval", out, "--text", text, "--sequence-length", 64)
+    data = data_of(*asked, "--original", f"{factory}:words")
+    expected = perplexity(small, tokenizer, text.read_text(), sequence_length=64)
+    assert data["perplexity"] == pytest.approx(expected.value)
+    assert data["parameters"] == sum(p.numel() for p in small.parameters())
+    assert "--original MODEL" in refusal_of(*asked)
+
+
+def test_a_graph_of_a_model_of_transformers_is_verified_and_opened(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    pruned = data_of("prune", llama, "--ratio", 0.2, "--form", "fx", "-o", out)
+    report = data_of("verify", out, "--original", llama)
+    assert report["moved"] > 1e-3
+    assert report["module_error"] is None
+    assert data_of("analyze", out, "--original", llama)["parameters"] == pruned["parameters_after"]
+    shearfx.load(out)  # what it was made from is stated in the folder, though not how it is called
+    assert "--original MODEL" in refusal_of("analyze", out)
+
+
+def test_where_the_original_is_missing_or_out_of_place_the_option_is_named(
+    llama: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, once, out = f"{factory}:scaled", tmp_path / "once", tmp_path / "out"
+    data_of("prune", spec, "--ratio", 0.3, "-o", once)
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    for arguments in (
+        ("analyze", once),
+        ("prune", once, "-o", out),
+        ("eval", once, "--text", text),
+        ("verify", once, "--original", once),
+    ):
+        said = refusal_of(*arguments)
+        assert "--original MODEL" in said, said
+        assert "does not say how to build the model" in said
+    monkeypatch.setattr("shearfx.models.build_from_factory", lambda _: pytest.fail("the original was loaded"))
+    assert "only a folder that shearfx wrote" in refusal_of("analyze", llama, "--original", spec)
+
+
+@pytest.mark.parametrize("command", ["analyze", "prune", "verify", "eval"])
+def test_the_original_is_asked_for_in_the_same_words(command: str) -> None:
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", call(command, "--help").stdout).split())
+    assert "The model that a folder of shearfx was made from" in text
+    assert "--original mypackage.nets:" in text
 
 
 # -- bad input ---------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ app.command(
         "shearfx analyze HuggingFaceTB/SmolLM2-135M-Instruct",
         "shearfx analyze ./model.gguf --json | jq .coverage",
         "shearfx analyze mypackage.nets:unet --print-after=infer",
+        "shearfx analyze ./small --original mypackage.nets:unet",
     )
 )(analyze.analyze)
 app.command(
@@ -66,12 +67,14 @@ app.command(
         "shearfx prune ./my-llama --ratio 0.3 --saliency taylor --text notes.txt --scope uniform -o ./small",
         "shearfx prune ./my-llama --ratio 0.2 --kinds ffn --round-to 64 -o plan.json --plan-only",
         "shearfx prune ./my-llama --apply plan.json -o ./small",
+        "shearfx prune ./small --original mypackage.nets:unet --ratio 0.1 -o ./smaller",
     )
 )(prune.prune)
 app.command(
     epilog=_examples(
         "shearfx verify ./small --original ./my-llama",
         "shearfx verify ./small --original mypackage.nets:unet --json",
+        "shearfx verify ./smaller --original ./small --original mypackage.nets:unet",
     )
 )(verify.verify)
 app.command(
@@ -79,6 +82,7 @@ app.command(
     epilog=_examples(
         "shearfx eval ./small --text wikitext2_test.txt",
         "shearfx eval ./my-llama --text notes.txt --sequence-length 512 --max-tokens 20000 --json",
+        "shearfx eval ./small --original mypackage.nets:tiny_lm --text notes.txt",
     ),
 )(evaluate.evaluate)
 

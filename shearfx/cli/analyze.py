@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shearfx.cli import summary
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Dtype, Model, open_model
+from shearfx.cli.opening import Dtype, Model, Original, open_model
 from shearfx.errors import ShearError, message
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = ["analyze", "show_coverage", "trace_with_progress"]
 
 def analyze(
     model: Model,
+    original: Original = None,
     every: Annotated[bool, typer.Option("--all", help="List every group, not one line for all layers alike.")] = False,
     print_after: Annotated[
         str | None,
@@ -37,7 +38,7 @@ def analyze(
     """Show the pruning groups of MODEL, how much of it they reach, and what is pinned and why."""
     with talking(as_json, debug) as talk:
         wanted = _pass_name(print_after)
-        loaded = open_model(talk, model, dtype=dtype, device=device or _cheapest(model))
+        loaded = open_model(talk, model, originals=original, dtype=dtype, device=device or _cheapest(model))
         texts: dict[str, str] = {}
 
         def after(name: str, graph: Graph) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from shearfx.cli.console import AsJson, Debug, talking
-from shearfx.cli.opening import Device, Dtype, Model, open_model, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, read_text
 
 __all__ = ["evaluate"]
 
@@ -26,6 +26,7 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Use only the first tokens of the text.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 1,
+    original: Original = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -34,7 +35,7 @@ def evaluate(
     """Measure the perplexity of MODEL on a text, and say under which conditions."""
     with talking(as_json, debug) as talk:
         content = read_text(text)
-        loaded = open_model(talk, model, dtype=dtype, device=device)
+        loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
         from shearfx.evaluation import parameter_count, perplexity
 
         with talk.step("measuring perplexity") as progress:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shearfx.cli.console import Talk
-from shearfx.errors import ShearError, message
+from shearfx.errors import CheckpointError, ShearError, message
 
 if TYPE_CHECKING:
     from shearfx.models import LoadedModel
 
-__all__ = ["Device", "Dtype", "Model", "open_model", "read_text"]
+__all__ = ["Device", "Dtype", "Model", "Original", "open_model", "original_of", "original_option", "read_text"]
 
 Model = Annotated[
     str,
@@ -23,10 +24,30 @@ Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, ...; that of the files by default.", show_default=False)
 ]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
+original_option = typer.Option(
+    "--original",
+    metavar="MODEL",
+    help="The model that a folder of shearfx was made from; again for what that was made from.",
+    show_default=False,
+)
+Original = Annotated[list[str] | None, original_option]
 
 
-def open_model(talk: Talk, spec: str, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
+def original_of(originals: Sequence[str]) -> str:
+    """What was asked for, as options to copy."""
+    return "".join(f" --original {one}" for one in originals)
+
+
+def open_model(
+    talk: Talk, spec: str, *, originals: Sequence[str] | None = None, dtype: str | None = None, device: str = "cpu"
+) -> LoadedModel:
     """Load what MODEL names, showing that it is being loaded.
+
+    Args:
+        talk: where to show it.
+        spec: MODEL.
+        originals: what it was made from, what that was made from, and so on.
+        dtype, device: see ``load_model``.
 
     Raises:
         ShearError: see ``load_model``.
@@ -34,8 +55,9 @@ def open_model(talk: Talk, spec: str, *, dtype: str | None = None, device: str =
     path = Path(spec).expanduser()
     import transformers
 
+    from shearfx.architectures import OriginalNeededError
     from shearfx.factories import is_factory_spec
-    from shearfx.models import load_model
+    from shearfx.models import check_has_original, load_model
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -44,8 +66,17 @@ def open_model(talk: Talk, spec: str, *, dtype: str | None = None, device: str =
 
         with talk.step(f"fetching {spec}"):
             path = download(spec)
-    with talk.step(f"loading {spec}"):
-        return load_model(spec if is_factory_spec(spec) else str(path), dtype=dtype, device=device)
+    original = None
+    if originals:
+        check_has_original(path)  # before the original is fetched and loaded
+        original = open_model(talk, originals[0], originals=originals[1:])
+    named = spec if is_factory_spec(spec) and not path.exists() else str(path)
+    try:
+        with talk.step(f"loading {spec}"):
+            return load_model(named, dtype=dtype, device=device, original=original)
+    except OriginalNeededError as error:
+        todo = "say what it was made from: --original MODEL, package.module:factory for a class of your own"
+        raise CheckpointError(message(str(error).splitlines()[0], where=spec, todo=todo)) from error
 
 
 def read_text(path: Path) -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 from shearfx.cli import summary
 from shearfx.cli.analyze import trace_with_progress
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Device, Dtype, Model, open_model, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_text
 from shearfx.errors import CheckpointError, PlanError, message
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def prune(
         Path | None, typer.Option(metavar="PLAN.json", help="Apply this plan instead of making one.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older result of shearfx.")] = False,
+    original: Original = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -105,9 +106,9 @@ def prune(
                 _cut_on_disk(talk, model, plan, out, overwrite)
                 loaded = None
             else:
-                loaded = open_model(talk, model, dtype=dtype, device=device)
+                loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
         else:
-            loaded = open_model(talk, model, dtype=dtype, device=device)
+            loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
             plan = _make_plan(
                 talk,
                 loaded,
@@ -137,12 +138,13 @@ def prune(
             show_plan(console, plan)
             if "parameters_after" in data:
                 console.print(f"{data['parameters_before']:,} -> {data['parameters_after']:,} parameters")
+            before = original_of(original or ())
             if plan_only:
                 console.print(f"plan: {out}", markup=False, soft_wrap=True)
-                console.print(f"next: shearfx prune {model} --apply {out} -o DIR", markup=False, soft_wrap=True)
+                console.print(f"next: shearfx prune {model}{before} --apply {out} -o DIR", markup=False, soft_wrap=True)
             else:
                 console.print(f"saved in {out}; loads with {data['loads_with']}", markup=False, soft_wrap=True)
-                console.print(f"next: shearfx verify {out} --original {model}", markup=False, soft_wrap=True)
+                console.print(f"next: shearfx verify {out} --original {model}{before}", markup=False, soft_wrap=True)
 
         talk.result(data, show)
 
@@ -184,14 +186,16 @@ class _Batches:
 
 def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, int]:
     import shearfx
+    from shearfx.architectures import config_of
     from shearfx.evaluation import parameter_count
 
     before = parameter_count(loaded.module).total
     form = str(plan.options.get("form", "module"))
     with talk.step("cutting"):
         small = shearfx.construct(loaded.module, plan, form="fx" if form == "fx" else "module", consume=form != "fx")
+    config = config_of(loaded.module) if form == "fx" else None  # a graph has none of its own
     with talk.step(f"saving to {out}"):
-        shearfx.save(small, plan, out, tokenizer=loaded.tokenizer, overwrite=overwrite)
+        shearfx.save(small, plan, out, tokenizer=loaded.tokenizer, original_config=config, overwrite=overwrite)
     return {"parameters_before": before, "parameters_after": parameter_count(small).total}
 
 
@@ -259,7 +263,7 @@ def show_plan(out: Console, plan: PruningPlan) -> None:
 
 def _check_options(context: typer.Context, apply: Path | None) -> None:
     """A plan brings its own answers to whatever one could ask of planning."""
-    beside = {"model", "out", "apply", "overwrite", "dtype", "device", "as_json", "debug"}
+    beside = {"model", "out", "apply", "overwrite", "original", "dtype", "device", "as_json", "debug"}
     given = [
         "--" + name.replace("_", "-")
         for name in context.params

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from shearfx.cli.console import AsJson, Debug, talking
-from shearfx.cli.opening import Dtype, open_model
+from shearfx.cli.opening import Dtype, open_model, original_option
 from shearfx.errors import SoundnessError, message
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["verify"]
 
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What shearfx prune wrote.", show_default=False)],
-    original: Annotated[str, typer.Option(metavar="MODEL", help="The model it was made from.", show_default=False)],
+    original: Annotated[list[str], original_option],
     dtype: Dtype = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -36,20 +36,21 @@ def verify(
         from shearfx.checkpoints import read_plan
 
         plan = read_plan(folder)
-        loaded = open_model(talk, original, dtype=dtype)
+        loaded = open_model(talk, original[0], originals=original[1:], dtype=dtype)
         import shearfx
+        from shearfx.models import load_result
 
         with talk.step("comparing the files with the plan"):
-            small = shearfx.load(folder, model=loaded.module if _needs_model(original) else None)
+            small = load_result(folder, loaded)
             compared = same_tensors(loaded.module, plan, small)
         del small
         with talk.step("comparing cut and masked in float64"):
             report = shearfx.verify(loaded.module, plan, *loaded.args, **loaded.kwargs)
-        data = {"folder": str(folder), "original": original, "sound": True, "tensors": compared, **asdict(report)}
+        data = {"folder": str(folder), "original": original[0], "sound": True, "tensors": compared, **asdict(report)}
 
         def show(out: Console) -> None:
             out.print(
-                f"files: all {compared} tensors are what the plan makes of {original}", markup=False, soft_wrap=True
+                f"files: all {compared} tensors are what the plan makes of {original[0]}", markup=False, soft_wrap=True
             )
             for form, error in (("original class", report.module_error), ("fx graph", report.fx_error)):
                 if error is not None:
@@ -90,10 +91,3 @@ def same_tensors(model: nn.Module, plan: PruningPlan, small: nn.Module) -> int:
                 message(f"{name} is not what the plan makes of the original", where="the folder's tensors", todo=todo)
             )
     return len(expected)
-
-
-def _needs_model(original: str) -> bool:
-    """A class of the user's own cannot be built from a file: its instance gives the class."""
-    from shearfx.factories import is_factory_spec
-
-    return is_factory_spec(original)

@@ -1,0 +1,86 @@
+"""The loss's derivative by every gate, collected from backward passes that happen anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Collector:
+    """Sums the derivative of the loss by every gate, sequence by sequence, out of whatever backward passes come by.
+
+    ``square`` sums the squares of each sequence's derivative (the Fisher information along the structure),
+    ``absolute`` the absolute values of each batch's (first-order Taylor).
+
+    Args:
+        sizes: the groups to collect, with their numbers of structures.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.sizes = dict(sizes)
+        self.square = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+        self.absolute = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+        self.sequences = 0
+        self._pending: dict[str, Tensor] = {}
+        self._batch = 0
+        self._where: dict[tuple[str, int, torch.device], Tensor] = {}
+
+    def begin(self, batch: int) -> None:
+        """A forward pass over so many sequences begins."""
+        self.flush()
+        self._batch = batch
+
+    def add(self, where_of: Sequence[tuple[str, Tensor]], axis: int, product: Tensor) -> None:
+        """Take in activation times gradient.
+
+        Args:
+            where_of: for each group that is gated here, LongTensor ``[size]``: the structure of each index, or -1.
+            axis: of the activation that is gated, counted from the end.
+            product: shaped like the activation, sequences along dim 0.
+        """
+        axis %= product.dim()
+        size = product.shape[axis]
+        batch = product.shape[0] if product.dim() > 1 and axis > 0 else 1
+        known = self._batch
+        if known and batch != known:
+            # tokens of all sequences in one row after the other, or some of them only (routed experts)
+            rows = product.movedim(axis, -1).reshape(-1, size)
+            product = rows.reshape(known, -1, size) if len(rows) % known == 0 else rows[None]
+            axis = 2
+        others = [i for i in range(1, product.dim()) if i != axis]
+        sums = product.sum(others, dtype=torch.float32) if others else product.float()
+        if sums.dim() == 1:
+            sums = sums[None]
+        for group, where in where_of:
+            if group not in self.square:
+                continue
+            size = self.sizes[group]
+            key = (group, id(where), sums.device)
+            if key not in self._where:
+                self._where[key] = torch.where(where >= 0, where, size).to(sums.device)
+            rows = sums.new_zeros(len(sums), size + 1).index_add_(1, self._where[key], sums)[:, :size]
+            old = self._pending.get(group)
+            if old is None:
+                self._pending[group] = rows
+            elif old.shape == rows.shape:
+                self._pending[group] = old + rows
+            else:
+                self._pending[group] = old.sum(0, keepdim=True) + rows.sum(0, keepdim=True)
+
+    def flush(self) -> None:
+        """Square what the last backward pass brought."""
+        for group, rows in self._pending.items():
+            self.square[group] += rows.square().sum(0).cpu().double()
+            self.absolute[group] += rows.sum(0).abs().cpu().double()
+        self.sequences += max((len(rows) for rows in self._pending.values()), default=0)
+        self._pending = {}
+
+    def reset(self) -> None:
+        """Start counting again."""
+        self._pending = {}
+        self.sequences = 0
+        for sums in (self.square, self.absolute):
+            for value in sums.values():
+                value.zero_()

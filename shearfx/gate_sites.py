@@ -1,0 +1,209 @@
+"""Where a group can be gated in a live model: at which inputs and outputs of modules, or in which weights.
+
+A gate multiplies every structure of a group by a number from 0 to 1. At 0 the model computes what the masked one does,
+at 1 what it did. Where every exit of the group contracts it with a parameter (the columns of the next linear layer),
+the inputs of those layers are gated; elsewhere everything that the group owns is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from transformers.pytorch_utils import Conv1D
+
+from shearfx.adapters import base_name
+from shearfx.errors import PlanError, message
+from shearfx.graph import Graph, Group, Member, coordinates, mentions, module_path
+
+
+@dataclass(frozen=True, eq=False)
+class GateSite:
+    """The input or output of one module, which several groups may gate together."""
+
+    path: str
+    """Of the module in the live model (an adapter's layer, not the base inside it)."""
+    module: nn.Module
+    side: str
+    """``in`` or ``out``."""
+    axis: int
+    """Of the activation, counted from the end."""
+    size: int
+    where: tuple[tuple[str, torch.Tensor], ...]
+    """For each group: LongTensor ``[size]``, the structure that each index goes with, -1 where it has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class GatedWeight:
+    """One dim of a parameter that no module's input or output stands for: gated in place."""
+
+    group: str
+    parameter: nn.Parameter
+    axis: int
+    where: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where some groups are gated."""
+
+    sites: tuple[GateSite, ...]
+    weights: tuple[GatedWeight, ...]
+    inputs_only: frozenset[str]
+    """The groups that are gated where they are read, so that the derivative by a gate is that of the loss along them."""
+
+
+def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
+    """Find where groups can be gated.
+
+    Args:
+        graph: the analysis of the model, or of its base without adapters.
+        model: the live model.
+        groups: of the graph.
+
+    Raises:
+        PlanError: the model lacks a parameter of a group, or keeps it in a form that cannot be gated.
+    """
+    live = live_names(model)
+    called = _called(graph)
+    sites: dict[tuple[str, str], dict[str, tuple[int, torch.Tensor]]] = {}
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    weights: list[GatedWeight] = []
+    inputs_only = set()
+    for group in groups:
+        readers = _readers(graph, group) if group.certificate == "exact" else []
+        if readers:
+            inputs_only.add(group.name)
+        for member in readers or _floating(graph, group):
+            where = coordinates(member.term, member.atom)
+            for alias in graph.tensors[member.name].aliases:
+                name = live.get(alias)
+                if name is None:
+                    raise PlanError(
+                        message(f"this model has no parameter {alias}", todo="pass the model that was traced")
+                    )
+                owner, _, leaf = name.rpartition(".")
+                spot = _spot(modules[owner], leaf, member.dim) if _owner(alias) in called else None
+                if spot is None:
+                    parameter = getattr(modules[owner], leaf)
+                    if not parameter.is_floating_point():
+                        what = f"{name} is kept as {parameter.dtype}, and is not read by a linear layer"
+                        raise PlanError(message(what, todo=f"leave out groups of kind {group.kind!r}"))
+                    weights.append(GatedWeight(group.name, parameter, member.dim, where))
+                    break  # aliases are the very same tensor
+                side, axis = spot
+                outer = _outer(owner, modules)
+                sites.setdefault((outer, side), {}).setdefault(group.name, (axis, where))
+    found = []
+    for (path, side), of in sites.items():
+        axis = next(iter(of.values()))[0]
+        where_of = tuple((group, where) for group, (_, where) in of.items())
+        found.append(GateSite(path, modules[path], side, axis, len(where_of[0][1]), where_of))
+    return Places(tuple(found), tuple(weights), frozenset(inputs_only))
+
+
+def live_names(model: nn.Module) -> dict[str, str]:
+    """From the names that parameters have without adapters (and as they are) to those in the live model."""
+    found: dict[str, str] = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        short = base_name(name)
+        if short is not None:
+            found.setdefault(short, name)
+        found[name] = name
+    return found
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _called(graph: Graph) -> set[str]:
+    """Paths of the modules that are called, not only asked for their weights, wherever these are used."""
+    found: set[str] = set()
+    not_called: set[str] = set()
+    for placeholder, tensor in graph.traced.tensors.items():
+        for alias in tensor.aliases:
+            path = _owner(alias)
+            users = {module_path(user) for user in placeholder.users}
+            if path in users:
+                found.add(path)
+            elif users and len(tensor.aliases) == 1:
+                not_called.add(path)
+    return found - not_called
+
+
+def _floating(graph: Graph, group: Group) -> list[Member]:
+    tensors = graph.tensors
+    own = (m for m in group.members if tensors[m.name].kind == "parameter" and tensors[m.name].dtype.is_floating_point)
+    return [m for m in own if m.name not in graph.traced.ranks and not _adapter(m.name)]
+
+
+def _adapter(name: str) -> bool:
+    return base_name(name) is None
+
+
+def _readers(graph: Graph, group: Group) -> list[Member]:
+    """The parameters that every exit of a group contracts it with; none where some exit has no such parameter."""
+    found: dict[tuple[str, int], Member] = {}
+    members = {(m.name, m.dim): m for m in group.members}
+    for record in graph.records.values():
+        for exit_ in record.exits:
+            dim = graph.solver.resolve(exit_.dim)
+            if group.atom not in mentions((dim,)):
+                continue
+            read = None
+            for operand in record.operands:
+                tensor = graph.traced.tensors.get(operand)
+                if tensor is None or tensor.kind != "parameter":
+                    continue
+                for axis, term in enumerate(graph.tensor_dims[tensor.name]):
+                    if (tensor.name, axis) in members and mentions((term,)) == mentions((dim,)):
+                        read = members[tensor.name, axis]
+            if read is None:
+                return []
+            if not _adapter(read.name):
+                found[read.name, read.dim] = read
+    return list(found.values())
+
+
+def _spot(module: nn.Module, leaf: str, dim: int) -> tuple[str, int] | None:
+    """Which side of a module, and which axis of the activation there, a dim of its weight or bias stands for."""
+    if leaf == "bias":
+        if isinstance(module, _ConvNd):
+            return "out", -1 - len(module.kernel_size)
+        return ("out", -1) if isinstance(module, (nn.Linear, Conv1D)) else _norm(module)
+    if leaf != "weight":
+        return None
+    if isinstance(module, nn.Linear):
+        return ("out", "in")[dim], -1
+    if isinstance(module, Conv1D):
+        return ("in", "out")[dim], -1
+    if isinstance(module, _ConvNd):
+        if module.groups != 1 and dim != 0:
+            return None
+        sides = ("in", "out") if isinstance(module, _ConvTransposeNd) else ("out", "in")
+        if module.groups != 1 and sides[0] == "in":
+            return None
+        return (sides[dim], -1 - len(module.kernel_size)) if dim < 2 else None
+    if isinstance(module, nn.Embedding):
+        return ("out", -1) if dim == 1 and module.max_norm is None else None
+    return _norm(module)
+
+
+def _norm(module: nn.Module) -> tuple[str, int] | None:
+    """Norms that end in a product with the weight and a sum with the bias, so that both zero give zero."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1:
+        return "out", -1
+    ranks = {"BatchNorm1d": None, "BatchNorm2d": -3, "BatchNorm3d": -4}
+    axis = ranks.get(type(module).__name__) if isinstance(module, _BatchNorm) else None
+    return ("out", axis) if axis is not None else None
+
+
+def _outer(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The adapter's layer around a base layer."""
+    outer, _, last = path.rpartition(".")
+    return outer if last == "base_layer" and outer in modules else path
