@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle  # noqa: TID251 - only to show that users who do pickle models still can
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -81,6 +82,35 @@ def test_assert_sound_cuts_what_the_class_can_express() -> None:
     model, _ = traced("bert")
     found = assert_sound(model.module, *model.args, **model.kwargs, plans=3, form="module")
     assert found.plans > 0 and found.max_relative_error <= 1e-10 and found.moved > 1e-3
+
+
+class OnlyApproximate(nn.Module):
+    """Exact groups between sizes that stand in the code, and an approximate one that the class can express."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.wide, self.norm, self.narrow = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = torch.relu(self.up(x)).reshape(-1, 2, 4).flatten(1)
+        result: torch.Tensor = self.narrow(self.norm(self.wide(self.down(split).softmax(-1))))
+        return result
+
+
+def test_assert_sound_has_nothing_to_verify_where_the_class_expresses_only_approximate_cuts() -> None:
+    torch.manual_seed(0)
+    model, x = OnlyApproximate().eval(), torch.randn(5, 6)
+    graph = trace(model, x)
+    found = bundles(graph, model)
+    assert {"approximate"} == {g.certificate for b in found if b.expressible for g in b.groups}
+    assert {"exact"} <= {g.certificate for b in found if not b.expressible for g in b.groups}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert assert_sound(model, x, plans=2).moved > 0
+        with pytest.raises(PlanError, match=r"no exact cut in its own class, only .* approximate") as caught:
+            assert_sound(model, x, plans=2, form="module")
+    assert "reshape(-1, 2, 4)" in str(caught.value)
 
 
 def test_heads_equal_to_head_dim_are_not_confused() -> None:

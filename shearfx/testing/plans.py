@@ -64,13 +64,20 @@ def random_tied_cuts(
     """The same for what the original class can express: of groups that it holds only together, equal shares go."""
     kept: dict[str, list[int]] = {}
     for bundle in bundles:
-        rows = list(zip(bundle.groups, bundle.weights, strict=True))
-        step = math.lcm(*bundle.weights)
-        most = min((g.size - 1) * weight // step for g, weight in rows)
-        if bundle.expressible and most > 0 and all(g.certificate in certificates for g in bundle.groups):
-            gone = rng.randint(1, most) * step
+        most = steps(bundle, certificates)
+        if most > 0:
+            gone = rng.randint(1, most) * math.lcm(*bundle.weights)
+            rows = zip(bundle.groups, bundle.weights, strict=True)
             kept.update({g.name: sorted(rng.sample(range(g.size), g.size - gone // weight)) for g, weight in rows})
     return kept
+
+
+def steps(bundle: Bundle, certificates: Sequence[str] = SOUND) -> int:
+    """In how many steps a bundle can be cut; 0 where the class cannot express it or a certificate is not admitted."""
+    if not bundle.expressible or any(g.certificate not in certificates for g in bundle.groups):
+        return 0
+    stride = math.lcm(*bundle.weights)
+    return min((g.size - 1) * weight // stride for g, weight in zip(bundle.groups, bundle.weights, strict=True))
 
 
 def plan_of(graph: Graph, kept: Mapping[str, Any], form: str = "fx") -> PruningPlan:

@@ -13,11 +13,11 @@ from torch import nn
 
 from shearfx.analysis import trace
 from shearfx.attributes import settle
-from shearfx.bundles import bundles
+from shearfx.bundles import Bundle, bundles
 from shearfx.errors import PlanError, SoundnessError, message
 from shearfx.graph import Graph
 from shearfx.pruning_plan import of_cuts
-from shearfx.testing.plans import plan_of, prunable, random_cuts, random_tied_cuts
+from shearfx.testing.plans import SOUND, plan_of, prunable, random_cuts, random_tied_cuts, steps
 from shearfx.verification import verify
 
 Cuts = dict[str, list[int]]
@@ -65,7 +65,7 @@ def assert_sound(
     Raises:
         SoundnessError: a cut differs; the message names the smallest plan that still does.
         PlanError: nothing is prunable, so nothing would be tested; the message says what pins most, or why the class
-            can express none of it.
+            can express none of what is exact or compensated.
         TraceError: the model does not export.
     """
     if form not in ("fx", "module"):
@@ -75,8 +75,8 @@ def assert_sound(
     if not groups:
         raise PlanError(_nothing(graph, model))
     tied = bundles(graph, model) if form == "module" else []
-    if form == "module" and not any(bundle.expressible for bundle in tied):
-        raise PlanError(message(f"its own class can express no cut: {tied[0].reason}", where=tied[0].where))
+    if form == "module" and not any(map(steps, tied)):
+        raise PlanError(_inexpressible(tied, model))
     rng = random.Random(seed)
     worst = moved = 0.0
     verified = 0
@@ -151,6 +151,18 @@ def _smallest(
 def _described(graph: Graph, name: str) -> str:
     group = next(g for g in graph.groups if g.name == name)
     return f"{name} ({group.kind} of {group.size}, {group.certificate})"
+
+
+def _inexpressible(tied: Sequence[Bundle], model: nn.Module) -> str:
+    exact = [bundle for bundle in tied if all(g.certificate in SOUND for g in bundle.groups)]
+    refused = next((bundle for bundle in exact or tied if not bundle.expressible), None)
+    others = sum(bundle.expressible for bundle in tied if bundle not in exact)
+    what = f"{type(model).__name__} can express no exact cut in its own class"
+    if others:
+        what += f", only {others} that {'is' if others == 1 else 'are'} approximate"
+    if refused is not None:
+        what += f": {refused.reason}"
+    return message(what, where=refused.where if refused is not None else "", todo='choose form="fx"')
 
 
 def _nothing(graph: Graph, model: nn.Module) -> str:
