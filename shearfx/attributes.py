@@ -106,6 +106,11 @@ def settle(model: nn.Module, graph: Graph, plan: PruningPlan) -> PruningPlan:
                 todo='choose form="fx", or leave these groups whole: ' + ", ".join(sorted({c.kind for c in plan.cuts})),
             )
         )
+    return settled(plan, solution)
+
+
+def settled(plan: PruningPlan, solution: Solution) -> PruningPlan:
+    """The plan with the attributes that were solved for."""
     return replace(plan, attributes=solution.attributes, options={"form": "module", **plan.options})
 
 
@@ -254,4 +259,4 @@ class _Search:
         chosen.update({(v.kind, v.attribute, v.terms): at for v, at in assignment.items()})
 
 
-__all__ = ["MAX_TRIES", "Solution", "settle", "solve", "solve_shallow"]
+__all__ = ["MAX_TRIES", "Solution", "settle", "settled", "solve", "solve_shallow"]

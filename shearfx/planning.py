@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import shearfx.saliency as saliencies
-from shearfx.attributes import settle
 from shearfx.budget import Budget, open_sizes, operation_budget, parameter_budget
 from shearfx.dims import Dim
 from shearfx.errors import PlanError, message
@@ -20,6 +19,7 @@ from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Progress, Saliency, Scores
 from shearfx.selection import Selection, Tied, select
+from shearfx.settling import settle_most
 from shearfx.spending import Spender, Unit, unit_of
 
 Floor = float | int | Mapping[str, float | int]
@@ -55,6 +55,9 @@ def plan(
     The achieved ratio is as close to the asked one as the cheapest structure still to be had allows. Scores in units
     of loss are ranked across all layers and kinds, per unit of cost; relative ones rank the structures of a group, and
     all groups give up equal shares (less where several cut the same tensors, so that tensors shrink alike).
+
+    What the original class can express alone, but not beside the other cuts, stays whole, with a warning; the rest is
+    cut further in its place, and the plan's ``options["left_whole"]`` says what and why.
 
     Args:
         graph: what :func:`shearfx.trace` returned for the model.
@@ -96,13 +99,7 @@ def plan(
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
     scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)
-    budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
-    if budget.total <= 0:
-        raise PlanError(message(f"the traced call has no {unit} to save", todo="choose another unit"))
-    units = _units(graph, tied, _checked(scores, groups, chosen.name), floor, most, budget)
-    spender = Spender(budget, units, chosen.unit, round_to)
-    spender.spend(ratio * budget.total)
-    _check_reached(graph, spender, ratio, unit, round_to, refused)
+    scores = _checked(scores, groups, chosen.name)
     options = {
         "ratio": ratio, "saliency": chosen.name, "saliency_options": _fields(chosen), "saliency_unit": chosen.unit,
         "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": unit,
@@ -111,14 +108,25 @@ def plan(
         "exclude_kinds": list(wanted.exclude_kinds),
         "floor": dict(floor) if isinstance(floor, Mapping) else floor, "most": most, "seed": seed,
     }  # fmt: skip
-    if unit == "flops":
-        options |= {"flops": budget.total, "flops_sizes": open_sizes(graph)}
-    kept = {name: stay for u in units if u.gone for name, stay in u.kept().items()}
-    result = of_cuts(graph, kept, asked=ratio, options=options)
-    if unit == "flops":
-        options["achieved_params"] = result.achieved
-        result = dataclasses.replace(result, achieved=spender.saved / budget.total)
-    return settle(model, graph, result) if model is not None and form == "module" else result
+
+    def spent_on(tied: Sequence[Tied]) -> PruningPlan:
+        budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
+        if budget.total <= 0:
+            raise PlanError(message(f"the traced call has no {unit} to save", todo="choose another unit"))
+        spender = Spender(budget, _units(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
+        spender.spend(ratio * budget.total)
+        _check_reached(graph, spender, ratio, unit, round_to, refused)
+        kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}
+        result = of_cuts(graph, kept, asked=ratio, options=dict(options))
+        if unit == "flops":
+            sizes = {"flops": budget.total, "flops_sizes": open_sizes(graph), "achieved_params": result.achieved}
+            result.options.update(sizes)
+            result = dataclasses.replace(result, achieved=spender.saved / budget.total)
+        return result
+
+    if model is None or form != "module":
+        return spent_on(tied)
+    return settle_most(model, graph, tied, spent_on, refused)
 
 
 # -- checking the request --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -158,7 +159,8 @@ def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, salien
     graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
     remember(loaded.module, graph)
     data = _Batches(talk, loaded, calibration)
-    with talk.step(f"planning by {saliency}") as progress:
+    with talk.step(f"planning by {saliency}") as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="left whole")  # the result says so
         return shearfx.plan(graph, saliency=chosen, model=loaded.module, data=data, progress=progress, **options)
 
 
@@ -254,6 +256,8 @@ def show_plan(out: Console, plan: PruningPlan) -> None:
         per_layer.setdefault(summary.layer_of(cut.name), []).append(f"{cut.kind} {cut.size} -> {len(cut.kept)}")
     for layer, text in summary.collapse({layer: ", ".join(texts) for layer, texts in per_layer.items()}):
         out.print(f"  {layer or 'all layers'}: {text}", markup=False, soft_wrap=True)
+    for reason, names in dict(plan.options.get("left_whole", {})).items():
+        out.print(f"left whole: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
     unit = "operations" if plan.options.get("unit") == "flops" else "parameters"
     out.print(f"removed {plan.achieved:.2%} of the {unit} (asked: {plan.asked:.2%})")
 
