@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from shearfx.analysis import trace
     from shearfx.checkpoints import load, save
     from shearfx.construction import construct
-    from shearfx.errors import CheckpointError, PlanError, ShearError, SoundnessError, TraceError
+    from shearfx.errors import CheckpointError, DataError, PlanError, ShearError, SoundnessError, TraceError
     from shearfx.masking import mask
     from shearfx.planning import plan
     from shearfx.pruning_plan import PruningPlan
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "DataError",
     "PlanError",
     "PruningPlan",
     "ShearError",
@@ -40,7 +41,9 @@ _HOMES = {
     "verify": "verification",
     "save": "checkpoints",
     "load": "checkpoints",
-    **dict.fromkeys(("CheckpointError", "PlanError", "ShearError", "SoundnessError", "TraceError"), "errors"),
+    **dict.fromkeys(
+        ("CheckpointError", "DataError", "PlanError", "ShearError", "SoundnessError", "TraceError"), "errors"
+    ),
 }
 """Where each public name lives. Imported when first used, so that ``import shearfx`` costs nothing."""
 

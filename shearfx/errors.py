@@ -4,13 +4,13 @@ Every message answers three questions, in this order: what went wrong, where (mo
 or file), and what to do next.  :func:`message` puts them together in one form.
 """
 
-__all__ = ["CheckpointError", "PlanError", "ShearError", "SoundnessError", "TraceError", "message"]
+__all__ = ["CheckpointError", "DataError", "PlanError", "ShearError", "SoundnessError", "TraceError", "message"]
 
 
 class ShearError(Exception):
     """Base class of every error that shearfx raises on purpose.
 
-    Raised itself only where none of the four kinds below fits, for example when a model or a text that was
+    Raised itself only where none of the kinds below fits, for example when a model or a text that was
     asked for by name is of no use.
     """
 
@@ -29,6 +29,10 @@ class SoundnessError(ShearError):
 
 class CheckpointError(ShearError):
     """A file or a folder cannot be read or written: missing, damaged, unsafe, of another model, or in the way."""
+
+
+class DataError(ShearError):
+    """A source of text or instructions cannot be used: missing, empty, malformed, too short, or in another encoding."""
 
 
 def message(what: str, *, where: str = "", todo: str = "") -> str:

@@ -27,5 +27,11 @@ def test_other_names_are_no_attributes() -> None:
 
 
 def test_errors_are_one_family() -> None:
-    for error in (shearfx.TraceError, shearfx.PlanError, shearfx.SoundnessError, shearfx.CheckpointError):
+    for error in (
+        shearfx.TraceError,
+        shearfx.PlanError,
+        shearfx.SoundnessError,
+        shearfx.CheckpointError,
+        shearfx.DataError,
+    ):
         assert issubclass(error, shearfx.ShearError)

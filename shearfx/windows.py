@@ -1,0 +1,210 @@
+"""Filling windows of token ids: text as one stream cut without gaps, dialogues laid side by side."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from shearfx.prompts import Chosen, Segment, render
+from shearfx.records import Dialogue, Document, Message, Text
+from shearfx.text_cleaning import clean_text, paragraphs
+
+__all__ = ["IGNORED", "Tally", "dialogue_windows", "text_windows"]
+
+IGNORED = -100  # the label of a position that is not to be learned, as torch's cross entropy and transformers have it
+BATCH = 1 << 18  # characters that are tokenised together
+OPEN_WINDOWS = 32  # that a dialogue may still go into; more would fill them better and mix the order more
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of a source's documents, as far as they were read."""
+
+    documents: int = 0
+    unused: int = 0  # documents without a kept paragraph; dialogues without an answer that begins within a window
+    paragraphs: int = 0  # in the documents; 0 if they were not looked at one by one
+    short: int = 0  # paragraphs left out because they have too few tokens
+    longest: int = 0  # tokens of the longest paragraph, left out or not
+    truncated: int = 0  # dialogues whose end was cut off because they are longer than a window
+    left_over: int = 0  # tokens at the end of the text that fill no window
+
+    def __str__(self) -> str:
+        parts = [
+            (self.documents, f"{self.documents} documents"),
+            (self.unused, f"{self.unused} of them unused"),
+            (self.short, f"{self.short} of {self.paragraphs} paragraphs too short"),
+            (self.truncated, f"{self.truncated} cut off at the end of a window"),
+            (self.left_over, f"{self.left_over} tokens left over"),
+        ]
+        return ", ".join(text for count, text in parts if count)
+
+
+def text_windows(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int | None,
+    min_tokens: int,
+    report: Report,
+) -> tuple[Tensor, Tally]:
+    """Clean and tokenise texts, join them, and cut: (ids ``[windows, length]``, int64; what became of the documents).
+
+    At most ``limit`` windows; documents beyond them are not read (but for those tokenised together).  There may be
+    no window at all; ``left_over`` then counts all tokens.
+    """
+    begin, end = _begin(tokenizer), _end(tokenizer)
+    counts: Counter[str] = Counter()
+    stream = array("i")
+    inside = False  # a document that has tokens in the stream and may go on
+    for batch in _batches(documents):
+        texts = _cleaned(batch, tokenizer, min_tokens, counts)
+        joined = [text + "\n\n" if part.continues else text for part, text in zip(batch, texts, strict=True)]
+        encoded = _encode(tokenizer, joined)
+        for part, text, ids in zip(batch, texts, encoded, strict=True):
+            if text:
+                stream.extend(ids if inside else begin + ids)
+                inside = True
+            if not part.continues:
+                counts["documents"] += 1
+                counts["unused"] += not inside
+                stream.extend(end if inside else [])
+                inside = False
+        report(len(stream))
+        if limit is not None and len(stream) >= limit * length:
+            break
+    count = len(stream) // length
+    if limit is None or count < limit:
+        counts["left_over"] = len(stream) - count * length
+    kept = count if limit is None else min(count, limit)
+    return torch.tensor(stream[: kept * length], dtype=torch.int64).view(kept, length), Tally(**counts)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
+    size = 0
+    for document in documents:
+        if isinstance(document, Text):
+            batch.append(document)
+            size += len(document.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _cleaned(batch: list[Text], tokenizer: PreTrainedTokenizerBase, min_tokens: int, counts: Counter[str]) -> list[str]:
+    """Clean texts and leave out their short paragraphs; "" where none is left."""
+    texts = [clean_text(part.text) for part in batch]
+    if min_tokens == 0:
+        return texts
+    split = [paragraphs(text) for text in texts]
+    sizes = [len(ids) for ids in _encode(tokenizer, [part for parts, _ in split for part in parts])]
+    counts["paragraphs"] += len(sizes)
+    counts["short"] += sum(size <= min_tokens for size in sizes)
+    counts["longest"] = max([counts["longest"], *sizes])
+    each = iter(sizes)
+    return [between.join([part for part in parts if next(each) > min_tokens]) for parts, between in split]
+
+
+def dialogue_windows(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: Chosen,
+    length: int,
+    limit: int | None,
+    report: Report,
+) -> tuple[Tensor, Tensor, Tally]:
+    """Write dialogues out and lay them into windows, first fit: (ids, labels ``[windows, length]``, int64; tally)."""
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else next(iter(_end(tokenizer)), 0)
+    counts: Counter[str] = Counter()
+    filled: list[_Window] = []
+    open_windows: list[_Window] = []
+    for document in documents:
+        if not isinstance(document, Dialogue):
+            continue
+        counts["documents"] += 1
+        new = _encoded(document, tokenizer, template)
+        learned = [label != IGNORED for label in new.labels]
+        if not any(learned[:length]):
+            counts["unused"] += 1
+            continue
+        counts["truncated"] += len(new.ids) > length
+        fitting = (window for window in open_windows if len(window.ids) + len(new.ids) <= length)
+        if window := next(fitting, None):
+            window.ids.extend(new.ids)
+            window.labels.extend(new.labels)
+            continue
+        open_windows.append(_Window(new.ids[:length], new.labels[:length]))
+        if len(open_windows) > OPEN_WINDOWS:
+            fullest = max(open_windows, key=lambda window: len(window.ids))
+            open_windows.remove(fullest)
+            filled.append(fullest)
+        report(len(filled) * length + sum(len(window.ids) for window in open_windows))
+        if limit is not None and len(filled) >= limit:
+            break
+    windows = [*filled, *open_windows][:limit]
+    ids = torch.full((len(windows), length), pad, dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = torch.tensor(window.ids)
+        labels[row, : len(window.ids)] = torch.tensor(window.labels)
+    return ids, labels, Tally(**counts)
+
+
+@dataclass(frozen=True, eq=False)  # a window is itself, not what it holds, when it leaves the open ones
+class _Window:
+    ids: list[int]
+    labels: list[int]
+
+
+def _encoded(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, template: Chosen) -> _Window:
+    """Tokenise a dialogue turn by turn, so that what is learned begins exactly where the prompt's tokens end.
+
+    A turn's tokens are those that it adds to the text before it, as a model that answers writes them; where tokens
+    run across the boundary, it is tokenised by itself.
+    """
+    turns = tuple(Message(turn.role, clean_text(turn.content)) for turn in dialogue.messages)
+    cleaned = Dialogue(turns, clean_text(dialogue.input), dialogue.where)
+    segments: list[Segment] = render(cleaned, template, tokenizer)
+    result = _Window([], [])
+    written, known = "", [*([] if template == "chat" else _begin(tokenizer))]  # chat templates write it themselves
+    result.ids.extend(known)
+    result.labels.extend([IGNORED] * len(known))
+    start = len(known)
+    for text, learned in segments:
+        written += text
+        whole = _encode(tokenizer, [written])[0]
+        done = len(result.ids) - start
+        ids = whole[done:] if whole[:done] == result.ids[start:] else _encode(tokenizer, [text])[0]
+        result.ids.extend(ids)
+        result.labels.extend(ids if learned else [IGNORED] * len(ids))
+    if segments and result.ids[-1:] != (end := _end(tokenizer)):
+        result.ids.extend(end)
+        result.labels.extend(end)
+    return result
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids) if texts else []
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the beginning-of-sequence id in a list if the tokenizer itself puts it before text, else nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if isinstance(bos, int) and list(tokenizer("a").input_ids)[:1] == [bos] else []
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    eos = tokenizer.eos_token_id
+    return [eos] if isinstance(eos, int) else []
