@@ -97,10 +97,10 @@ def json_records(path: Path) -> Iterator[Located]:
     if ".jsonl" in path.suffixes or ".ndjson" in path.suffixes or _is_json_lines(path):
         for number, line in lines(path):
             if line.strip():
-                yield f"{path}, line {number}", _parsed(line, path, number)
+                yield f"{path}, line {number}", _parsed(line.rstrip(), path, number)
         return
-    content = "".join(line for _, line in lines(path))
-    if not content.strip():
+    content = "".join(line for _, line in lines(path)).rstrip()
+    if not content:
         return
     data = _parsed(content, path, 1)
     if isinstance(data, dict):
@@ -128,7 +128,8 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         line = first_line + error.lineno - 1
         near = text[max(error.pos - 30, 0) : error.pos + 30].strip()
         where = f"{path}, line {line}, column {error.colno}, near {near!r}"
-        todo = f"correct that line (`sed -n {line}p {shlex.quote(str(path))}` shows it), or leave it out"
+        show = f"{'zcat' if path.suffix == '.gz' else 'cat'} {shlex.quote(str(path))} | sed -n {line}p"
+        todo = f"correct that line (`{show}` shows it), or leave it out"
         if path.suffix != ".json" and text.strip() in ("[", "{"):
             todo = "this looks like one JSON value over many lines: name the file .json"
         raise DataError(message(f"malformed JSON: {error.msg}", where=where, todo=todo)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ __all__ = ["IGNORED", "Tally", "dialogue_windows", "text_windows"]
 
 IGNORED = -100  # the label of a position that is not to be learned, as torch's cross entropy and transformers have it
 BATCH = 1 << 18  # characters that are tokenised together
+DIALOGUES = 64  # that are tokenised together
 OPEN_WINDOWS = 32  # that a dialogue may still go into; more would fill them better and mix the order more
 
 Report = Callable[[int], None]
@@ -130,11 +132,8 @@ def dialogue_windows(
     counts: Counter[str] = Counter()
     filled: list[_Window] = []
     open_windows: list[_Window] = []
-    for document in documents:
-        if not isinstance(document, Dialogue):
-            continue
+    for new in _encoded(documents, tokenizer, template):
         counts["documents"] += 1
-        new = _encoded(document, tokenizer, template)
         learned = [label != IGNORED for label in new.labels]
         if not any(learned[:length]):
             counts["unused"] += 1
@@ -168,31 +167,41 @@ class _Window:
     labels: list[int]
 
 
-def _encoded(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, template: Chosen) -> _Window:
-    """Tokenise a dialogue turn by turn, so that what is learned begins exactly where the prompt's tokens end.
+def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, template: Chosen) -> Iterator[_Window]:
+    """Write dialogues out and tokenise them, some at a time, which is several times as fast as one by one."""
+    begin = [] if template == "chat" else _begin(tokenizer)  # chat templates write it themselves
+    dialogues = (document for document in documents if isinstance(document, Dialogue))
+    while batch := list(itertools.islice(dialogues, DIALOGUES)):
+        written = [render(_clean(dialogue), template, tokenizer) for dialogue in batch]
+        so_far = [itertools.accumulate(text for text, _ in segments) for segments in written]
+        encoded = iter(_encode(tokenizer, list(itertools.chain.from_iterable(so_far))))
+        for segments in written:
+            yield _labelled(segments, list(itertools.islice(encoded, len(segments))), tokenizer, begin)
 
-    A turn's tokens are those that it adds to the text before it, as a model that answers writes them; where tokens
-    run across the boundary, it is tokenised by itself.
-    """
+
+def _clean(dialogue: Dialogue) -> Dialogue:
     turns = tuple(Message(turn.role, clean_text(turn.content)) for turn in dialogue.messages)
-    cleaned = Dialogue(turns, clean_text(dialogue.input), dialogue.where)
-    segments: list[Segment] = render(cleaned, template, tokenizer)
-    result = _Window([], [])
-    written, known = "", [*([] if template == "chat" else _begin(tokenizer))]  # chat templates write it themselves
-    result.ids.extend(known)
-    result.labels.extend([IGNORED] * len(known))
-    start = len(known)
-    for text, learned in segments:
-        written += text
-        whole = _encode(tokenizer, [written])[0]
-        done = len(result.ids) - start
-        ids = whole[done:] if whole[:done] == result.ids[start:] else _encode(tokenizer, [text])[0]
-        result.ids.extend(ids)
-        result.labels.extend(ids if learned else [IGNORED] * len(ids))
-    if segments and result.ids[-1:] != (end := _end(tokenizer)):
-        result.ids.extend(end)
-        result.labels.extend(end)
-    return result
+    return Dialogue(turns, clean_text(dialogue.input), dialogue.where)
+
+
+def _labelled(
+    segments: list[Segment], so_far: list[list[int]], tokenizer: PreTrainedTokenizerBase, begin: list[int]
+) -> _Window:
+    """Put segments together from the token ids of the text up to the end of each.
+
+    So what is learned begins exactly where the prompt's tokens end, and its tokens are those that a model that goes
+    on from the prompt would write.  Where tokens run across the boundary, a segment is tokenised by itself.
+    """
+    ids, labels = list[int](), list[int]()
+    for (text, learned), whole in zip(segments, so_far, strict=True):
+        new = whole[len(ids) :] if whole[: len(ids)] == ids else _encode(tokenizer, [text])[0]
+        ids += new
+        labels += new if learned else [IGNORED] * len(new)
+    end = _end(tokenizer) if segments else []
+    if ids[-1:] != end:
+        ids += end
+        labels += end
+    return _Window([*begin, *ids], [*[IGNORED] * len(begin), *labels])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -1,0 +1,523 @@
+"""Sources: every format gives its documents, and whatever is wrong is named by file and line."""
+
+import gzip
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shearfx import reading
+from shearfx.documents import Source, from_records, open_source
+from shearfx.errors import DataError
+from shearfx.records import Dialogue, Kind, Text
+from shearfx.text_cleaning import clean_text, paragraphs
+
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=8)
+FRESH_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # examples overwrite one file
+IRREGULAR = {"Cc", "Co", "Cs"}
+SPELLING = "\u200c\u200d"  # joiners
+
+
+def texts_of(source: Source) -> list[str]:
+    return [document.text for document in source if isinstance(document, Text)]
+
+
+def turns_of(source: Source) -> list[list[tuple[str, str]]]:
+    return [
+        [(turn.role, turn.content) for turn in document.messages]
+        for document in source
+        if isinstance(document, Dialogue)
+    ]
+
+
+def write(path: Path, records: list[Any]) -> Path:
+    """Write records in the format that the file's name asks for."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=3)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    else:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+    return path
+
+
+# Cleaning
+
+
+@given(st.text(st.one_of(st.characters(), st.sampled_from("\u200b\u200c\u200d\ufeff\r\n\x85\u2028\xa0\ufffd aé\x00"))))
+def test_cleaning_leaves_only_text_and_is_done_once(text: str) -> None:
+    cleaned = clean_text(text)
+    assert clean_text(cleaned) == cleaned
+    assert {char for char in cleaned if unicodedata.category(char) in IRREGULAR} <= {"\n", "\t"}
+    assert not set(cleaned) & set("\u200b\u2060\ufeff\ufffc\ufffd\u2028\u2029\xa0\u3000\xad\u202e")
+    assert "\n\n\n" not in cleaned
+    assert cleaned == cleaned.strip("\n")
+    cleaned.encode()  # no halves of surrogates
+
+    def plain(of: str) -> str:  # what stays is in the old order
+        return "".join(char for char in of if char.isalnum() and not 0xE000 <= ord(char) <= 0xF8FF)
+
+    assert plain(cleaned) == plain(text)
+
+
+def test_ordinary_text_is_untouched() -> None:
+    text = "Größe ≤ 5 µm – “quoted” 日本語 हिन्दी می\u200cخواهم 👩\u200d💻\n\n\tdef f(x):\n        return x"
+    assert clean_text(text) == text
+
+
+def test_joiners_between_ascii_are_rubbish() -> None:
+    assert clean_text("a\u200db \u200cc\u200d") == "ab c"
+
+
+@given(st.text("ab \n\t"))
+def test_paragraphs_join_to_the_text(text: str) -> None:
+    cleaned = clean_text(text)
+    parts, between = paragraphs(cleaned)
+    assert between.join(parts) == cleaned
+    assert all(parts)
+    assert all("\n\n" not in part for part in parts)
+
+
+# Formats
+
+
+@FRESH_FOLDER
+@given(texts=TEXTS)
+def test_every_format_gives_the_same_documents(tmp_path: Path, texts: list[str]) -> None:
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.ndjson"):
+        path = write(tmp_path / name, [{"id": 3, "text": text} for text in texts])
+        assert texts_of(open_source(path, kind="pretrain")) == texts
+    lines = tmp_path / "lines.json"  # as the hub names many files of JSON lines
+    lines.write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert texts_of(open_source(lines, kind="pretrain")) == texts
+    assert texts_of(from_records(texts, kind="pretrain", name="a")) == texts
+
+
+@FRESH_FOLDER
+@given(lines=st.lists(st.sampled_from(["", " ", "word", "two words"]), max_size=30), size=st.integers(1, 40))
+def test_a_text_file_is_one_document_however_long(tmp_path: Path, lines: list[str], size: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "PART", size)
+        parts = list(reading.text_parts(path))
+    assert "".join(text for _, text, _ in parts) == "\n".join(lines)
+    assert [more for _, _, more in parts] == [True] * (len(parts) - 1) + [False] * bool(parts)
+    assert all(text.strip() for _, text, _ in parts[1:])
+    longest = max([len(line) + 1 for line in lines], default=0)
+    runs = "".join(" " if line.strip() else "b" for line in lines).split(" ")  # a run of blank lines is not divided
+    assert all(len(text) <= 2 * size + longest * (2 + max(map(len, runs))) for _, text, _ in parts)
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"instruction": "ask", "output": "say"},
+    {"instruction": "ask", "input": "", "output": "say"},
+    {"instruction": "ask", "context": None, "response": "say", "category": "x"},
+    {"prompt": "ask", "completion": "say"},
+    {"prompt": "ask", "response": "say", "id": 1},
+    {"question": "ask", "answer": "say"},
+    {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}]},
+    {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
+    {"prompt": [{"role": "user", "content": "ask"}], "completion": [{"role": "assistant", "content": "say"}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "ask"}]},
+            {"role": "model", "content": [{"type": "text", "text": "say"}]},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": "ask"},
+            {"role": "assistant", "content": "say"},
+            {"role": "user", "content": "bye"},
+        ]
+    },
+]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("record", SHAPES, ids=lambda record: "/".join(record))
+def test_instructions_of_every_shape(tmp_path: Path, record: dict[str, Any], suffix: str) -> None:
+    source = open_source(write(tmp_path / f"a{suffix}", [record, record]), kind="instruct")
+    assert turns_of(source) == [[("user", "ask"), ("assistant", "say")]] * 2
+
+
+def test_input_and_system_are_kept_apart() -> None:
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    system = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    source = from_records([alpaca, {"messages": system}], kind="instruct", name="x")
+    documents = [document for document in source if isinstance(document, Dialogue)]
+    assert [document.input for document in documents] == ["1 2", ""]
+    assert [turn.role for turn in documents[1].messages] == ["system", "user", "assistant"]
+
+
+def test_columns_name_the_fields() -> None:
+    record = {"text": "no", "body": "yes", "head": "title", "ask": "q", "about": "i", "say": "a"}
+    assert texts_of(from_records([record], kind="pretrain", name="x", columns="body")) == ["yes"]
+    assert texts_of(from_records([record], kind="pretrain", name="x", columns=["head", "body"])) == ["title\n\nyes"]
+    asked = from_records([record], kind="instruct", name="x", columns=["ask", "about", "say"])
+    assert turns_of(asked) == [[("user", "q"), ("assistant", "a")]]
+    assert [document.input for document in asked if isinstance(document, Dialogue)] == ["i"]
+
+
+@pytest.mark.parametrize("response", ["", "  ", None])
+def test_no_answer_is_nothing_to_learn(response: str | None) -> None:
+    assert turns_of(from_records([{"prompt": "a", "completion": response}], kind="instruct", name="x")) == [[]]
+
+
+def test_a_json_object_may_hold_the_list(tmp_path: Path) -> None:
+    for text in ('{"version": 1, "data": [{"text": "a"}, {"text": "b"}]}', '{"text": "a"}'):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        assert texts_of(open_source(tmp_path / "a.json", kind="pretrain")) == ["a", "b"][: text.count("text")]
+
+
+def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", [{"text": "2"}])
+    write(tmp_path / "a" / "z.parquet", [{"text": "1"}])
+    (tmp_path / "c.txt").write_text("3", encoding="utf-8")
+    for passed_over in ("README.md", ".hidden.txt", "d.png", "code.py", "weights.pkl"):
+        (tmp_path / passed_over).write_text("no", encoding="utf-8")
+    source = open_source(tmp_path, kind="pretrain")
+    assert (texts_of(source), source.name) == (["1", "2", "3"], tmp_path.name)
+    several = open_source([str(tmp_path / "c.txt"), tmp_path / "b.jsonl"], kind="pretrain", name="both")
+    assert (texts_of(several), several.name) == (["3", "2"], "both")
+
+
+@pytest.mark.parametrize(("file", "name"), [("a.b.jsonl.gz", "a.b"), ("C4.parquet", "C4"), ("x.txt", "x")])
+def test_a_source_is_named_after_its_file(tmp_path: Path, file: str, name: str) -> None:
+    if file.endswith(".txt"):
+        (tmp_path / file).write_text("a", encoding="utf-8")
+    else:
+        write(tmp_path / file, [{"text": "a"}])
+    assert open_source(tmp_path / file, kind="pretrain").name == name
+
+
+def test_max_documents_keeps_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": str(number)} for number in range(9)])
+    assert texts_of(open_source(path, kind="pretrain", max_documents=3)) == ["0", "1", "2"]
+    monkeypatch.setattr(reading, "PART", 4)
+    (tmp_path / "b.txt").write_text("one\n\ntwo\n\nthree", encoding="utf-8")
+    (tmp_path / "c.txt").write_text("four", encoding="utf-8")
+    files = [tmp_path / "b.txt", tmp_path / "c.txt"]
+    assert "".join(texts_of(open_source(files, kind="pretrain", max_documents=1))) == "one\n\ntwo\n\nthree"
+
+
+def test_reading_writes_nothing_beside_the_data(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", [{"text": "a"}])
+    write(tmp_path / "data" / "b.jsonl", [{"text": "b"}])
+    before = sorted(os.listdir(tmp_path / "data"))
+    assert texts_of(open_source(tmp_path / "data", kind="pretrain")) == ["a", "b"]
+    assert sorted(os.listdir(tmp_path / "data")) == before
+
+
+# What is wrong
+
+
+@FRESH_FOLDER
+@given(
+    good=st.integers(0, 30),
+    after=st.integers(0, 3),
+    blank=st.integers(0, 2),
+    bad=st.sampled_from(
+        ['{"text": "a', "{'text': 'a'}", "text", '{"text": "a"}}', "[1, 2", '"text"', "3", "[]", "null"]
+    ),
+)
+def test_every_malformed_line_is_named_by_its_number(
+    tmp_path: Path, good: int, after: int, blank: int, bad: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    fine = '{"text": "fine"}\n'
+    path.write_text(fine * good + "\n" * blank + bad + "\n" + fine * after, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        list(open_source(path, kind="pretrain"))
+    said = str(caught.value)
+    assert re.search(rf"a\.jsonl, line {good + blank + 1}\b", said)
+    assert "malformed JSON" in said or "no JSON object" in said
+
+
+@FRESH_FOLDER
+@given(good=st.integers(0, 9), kind=st.sampled_from(["pretrain", "instruct"]), lines=st.booleans())
+def test_a_record_of_no_use_is_named_with_its_fields(tmp_path: Path, good: int, kind: Kind, lines: bool) -> None:
+    fine = {"text": "a"} if kind == "pretrain" else {"prompt": "a", "completion": "b"}
+    path = write(tmp_path / ("a.jsonl" if lines else "a.json"), [fine] * good + [{"title": "x", "body": "y"}])
+    with pytest.raises(DataError) as caught:
+        list(open_source(path, kind=kind))
+    said = str(caught.value)
+    assert f"{path}, {'line' if lines else 'object'} {good + 1}\n" in said
+    assert "its fields: 'title', 'body'" in said
+    assert "columns=" in said
+
+
+def test_malformed_json_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[\n {"text": "a"},\n {"text": }\n]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json, line 3, column 11, near"):
+        open_source(path, kind="pretrain")
+    path.write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json, line 2"):
+        list(open_source(path, kind="pretrain"))
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="malformed JSON"):
+        open_source(path, kind="pretrain")
+
+
+def test_json_over_many_lines_named_jsonl_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('[\n {"text": "a"}\n]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"name the file \.json"):
+        open_source(path, kind="pretrain")
+
+
+PROSE = "Das wäre schön, sagte er, und schloss die Tür hinter sich zu. "
+ENCODED = [
+    (PROSE, "latin-1", "CP1252"),
+    ("“It’s”, he said – and went on to say more of what he had in mind. ", "cp1252", "CP1252"),
+    ("Он сказал, что завтра будет хорошая погода и мы пойдём гулять. ", "cp1251", "CP1251"),
+    ("これは日本語の文です。明日は晴れるでしょう。", "shift_jis", "CP932"),
+    ("这是一个中文的句子，今天天气很好，我们去散步。", "gb18030", "GB18030"),
+    (PROSE, "utf-16", "UTF-16"),
+    (PROSE, "utf-16-le", "UTF-16LE"),
+    ("Only ASCII letters are in this text. ", "utf-16-be", "UTF-16BE"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "name"), ENCODED, ids=[f"{name}-{at}" for at, (_, name, _) in enumerate(ENCODED)]
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_another_encoding_is_named_with_line_byte_and_remedy(
+    tmp_path: Path, text: str, encoding: str, name: str, suffix: str
+) -> None:
+    path = tmp_path / f"it's{suffix}"
+    path.write_bytes((text * 20).encode(encoding))
+    with pytest.raises(DataError) as caught:
+        open_source(path, kind="pretrain")
+    said = str(caught.value)
+    assert f"{path}, line 1, byte " in said
+    assert f"it looks like {name}: iconv -f {name} -t UTF-8 " in said
+
+
+@FRESH_FOLDER
+@given(lines=st.integers(0, 40), offset=st.integers(0, 9))
+def test_the_byte_that_is_not_utf8_is_counted_from_the_start(tmp_path: Path, lines: int, offset: int) -> None:
+    path = tmp_path / "a.txt"
+    before = "größer\n".encode() * lines + b"x" * offset
+    path.write_bytes(before + b"\xe9t\xe9 came, and all went out to the fields\n")
+    with pytest.raises(DataError) as caught:
+        list(open_source(path, kind="pretrain"))
+    assert f"line {lines + 1}, byte {len(before)} of the file (0xE9)" in str(caught.value)
+
+
+def test_utf8_with_a_mark_is_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("wörd", encoding="utf-8-sig")
+    assert texts_of(open_source(tmp_path / "a.txt", kind="pretrain")) == ["wörd"]
+
+
+def test_binary_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(DataError, match="looks binary"):
+        open_source(tmp_path / "a.txt", kind="pretrain")
+
+
+def test_damaged_parquet_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [{"text": "abc" * number} for number in range(100)])
+    whole = path.read_bytes()
+    for damaged in (
+        b"",
+        b"PAR1",
+        whole[: len(whole) // 2],
+        b"no parquet at all",
+        whole[:40] + b"\xff" * 60 + whole[100:],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"parquet file is damaged.*\n.*a\.parquet"):
+            list(open_source(path, kind="pretrain"))
+
+
+def test_damaged_gzip_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl.gz", [{"text": "abc" * number} for number in range(100)])
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], b"plain text", whole[:30] + b"\xff" * 40 + whole[70:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot be read.*\n.*a\.jsonl\.gz"):
+            list(open_source(path, kind="pretrain"))
+
+
+def test_parquet_reads_only_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", [{"url": "x", "text": "a", "more": {"deep": 1}}])
+    asked = []
+    plain = pq.ParquetFile.iter_batches
+
+    def watched(self: Any, **options: Any) -> Iterator[Any]:
+        asked.append(options["columns"])
+        return plain(self, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    open_source(path, kind="pretrain")
+    assert asked == [["text"]]
+
+
+Call = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("a.txt", "", "is empty"),
+        ("a.txt", " \n\n", "is empty"),
+        ("a.jsonl", "\n", "is empty"),
+        ("a.json", "", "is empty"),
+        ("a.json", "[]", "is empty"),
+        ("a.jsonl", '{"text": 3}', "no text but a number"),
+        ("a.jsonl", '{"text": ["a"]}', "no text but a list"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}', "open the source as kind='instruct'"),
+        ("a.pkl", "x", "may hold code"),
+        ("a.py", "x", "may hold code"),
+        ("a.csv", "x", r"files named \.csv are not read"),
+        ("a", "x", "without a suffix"),
+    ],
+)
+def test_files_of_no_use_are_told(tmp_path: Path, file: str, content: str, said: str) -> None:
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=said) as caught:
+        open_source(tmp_path / file, kind="pretrain")
+    assert file in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"text": "a"}, "no prompt and response"),
+        ({"messages": "hello"}, "no list of messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "message 1\n"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]}, "message 2\n"),
+        ({"messages": ["x"]}, "message 1\n"),
+        ({"prompt": 1, "completion": "b"}, "'prompt' is no text"),
+    ],
+)
+def test_instructions_of_no_use_are_told(tmp_path: Path, record: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        open_source(write(tmp_path / "a.jsonl", [record]), kind="instruct")
+    assert "a.jsonl, line 1" in str(caught.value)
+
+
+def test_missing_files_are_told_with_near_names(tmp_path: Path) -> None:
+    write(tmp_path / "tinystories_train.jsonl", [{"text": "a"}])
+    for spec in (tmp_path / "tinystories_trian.jsonl", str(tmp_path / "tinystories-train.json")):
+        with pytest.raises(DataError, match=r"did you mean .*tinystories_train\.jsonl\?"):
+            open_source(spec, kind="pretrain")
+    with pytest.raises(DataError, match=r"the folder holds tinystories_train\.jsonl"):
+        open_source(tmp_path / "x.txt", kind="pretrain")
+    with pytest.raises(DataError, match="there is no folder"):
+        open_source(tmp_path / "no" / "x.txt", kind="pretrain")
+
+
+def test_wrong_options_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "a"}])
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: open_source(path, kind="train"), "'train'"),  # type: ignore[arg-type]
+        (lambda: open_source([], kind="pretrain"), "no source is named"),
+        (lambda: open_source(path, kind="pretrain", max_documents=0), "max_documents is 0"),
+        (lambda: open_source(path, kind="instruct", columns=["a", "b", "c", "d"]), "4 columns"),
+        (lambda: open_source(path, kind="pretrain", columns="body"), "no field 'body'; its fields: 'text'"),
+        (lambda: open_source(tmp_path / "b.txt", kind="instruct"), "no prompts and responses"),
+    ]
+    (tmp_path / "b.txt").write_text("a", encoding="utf-8")
+    for call, said in calls:
+        with pytest.raises(DataError, match=said):
+            call()
+
+
+def test_folders_of_no_use_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no files"):
+        open_source(tmp_path, kind="pretrain")
+    (tmp_path / "data.arrow").write_text("x", encoding="utf-8")
+    (tmp_path / "state.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="to_parquet"):
+        open_source(tmp_path, kind="pretrain")
+
+
+# The hub
+
+
+@pytest.mark.parametrize(
+    ("spec", "config", "split"),
+    [
+        ("me/data", None, "train"),
+        ("data:en", "en", "train"),
+        ("a/b:en:test", "en", "test"),
+        ("a/b::test", None, "test"),
+    ],
+)
+def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch, spec: str, config: str | None, split: str) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, name: str | None, **options: Any) -> Iterator[dict[str, str]]:
+        calls.append((path, name, options))
+        return ({"text": str(number)} for number in range(5))
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = open_source(spec, kind="pretrain", max_documents=2)
+    assert texts_of(source) == ["0", "1"]
+    assert source.name == spec
+    # streamed, and without trust_remote_code: nothing that comes with the data is run
+    assert set(map(str, calls)) == {str((spec.split(":")[0], config, {"split": split, "streaming": True}))}
+
+
+def test_a_stream_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Iterator[dict[str, str]]:
+        yield {"text": "a"}
+        raise ConnectionError("connection reset")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"broke off after row 1\n.*ConnectionError: connection reset"):
+        list(open_source("me/data", kind="pretrain"))
+
+
+def test_a_record_of_the_hub_is_named_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"text": "a"}, {"body": "b"}])
+    with pytest.raises(DataError, match=r"its fields: 'body'\n  where: me/data, row 2"):
+        list(open_source("me/data", kind="pretrain"))
+
+
+def test_the_hub_out_of_reach_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="there is no source 'nobody/nothing'") as caught:
+        open_source("nobody/nothing", kind="pretrain")
+    assert f"there is no {tmp_path / 'nobody' / 'nothing'}" in str(caught.value)
+    assert "asked the hub" in str(caught.value)
+    (tmp_path / "stories").mkdir()
+    with pytest.raises(DataError, match="did you mean stories"):
+        open_source("storys", kind="pretrain")
+
+
+# Real files
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "count"),
+    [
+        ("text/c4_validation_2k.parquet", "pretrain", 2000),
+        ("text/tinystories_train.jsonl", "pretrain", 780),
+        ("text/tinystories_valid.jsonl", "pretrain", 195),
+        ("instruct/alpaca_1000.json", "instruct", 999),  # the file lists that many
+        ("instruct/gsm8k_train.parquet", "instruct", 7473),
+    ],
+)
+def test_real_sources(shared: Path, file: str, kind: Kind, count: int) -> None:
+    documents = list(open_source(shared / "data" / file, kind=kind))
+    assert len(documents) == count
+    assert all(document.text if isinstance(document, Text) else document.messages for document in documents)
