@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shearfx.dims import Atom, Dim, Prod, Sum
-from shearfx.graph import Graph, mentions, new_size
+from shearfx.graph import Graph, Group, mentions, new_size
 from shearfx.rules.registry import Record
 
 aten = torch.ops.aten
@@ -100,6 +100,11 @@ def _parameters(graph: Graph) -> Iterator[Product]:
     for tensor in graph.parameters():
         dims = graph.tensor_dims.get(tensor.name)
         yield Product(tensor.name, dims) if dims is not None else Product(tensor.name, (), math.prod(tensor.shape))
+
+
+def structure_budget(groups: Iterable[Group]) -> Budget:
+    """One for every structure of some groups: LoRAShear's K counts these."""
+    return Budget(Product(group.name, (group.atom,)) for group in groups)
 
 
 # -- operations ----------------------------------------------------------------------------------------

@@ -7,25 +7,19 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 import shearfx.saliency as saliencies
-from shearfx.budget import Budget, open_sizes, operation_budget, parameter_budget
-from shearfx.dims import Dim
+from shearfx.budget import open_sizes, operation_budget, parameter_budget
 from shearfx.errors import PlanError, message
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
-from shearfx.saliency import Progress, Saliency, Scores
+from shearfx.saliency import Progress, Saliency
 from shearfx.selection import Selection, Tied, select
 from shearfx.settling import settle_most
-from shearfx.spending import Spender, Unit, unit_of
-
-Floor = float | int | Mapping[str, float | int]
-
-FLOOR = 0.1
-"""The share of every group that stays by default."""
+from shearfx.spending import Spender
+from shearfx.units import FLOOR, Floor, checked, units_of
 
 
 def plan(
@@ -99,7 +93,7 @@ def plan(
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
     scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)
-    scores = _checked(scores, groups, chosen.name)
+    scores = checked(scores, groups, chosen.name)
     options = {
         "ratio": ratio, "saliency": chosen.name, "saliency_options": _fields(chosen), "saliency_unit": chosen.unit,
         "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": unit,
@@ -113,7 +107,7 @@ def plan(
         budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
         if budget.total <= 0:
             raise PlanError(message(f"the traced call has no {unit} to save", todo="choose another unit"))
-        spender = Spender(budget, _units(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
+        spender = Spender(budget, units_of(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
         spender.spend(ratio * budget.total)
         _check_reached(graph, spender, ratio, unit, round_to, refused)
         kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}
@@ -189,50 +183,8 @@ def _check_model(graph: Graph, model: nn.Module) -> None:
                 )
 
 
-def _checked(scores: Scores, groups: Sequence[Group], what: str) -> Scores:
-    result = {}
-    for group in groups:
-        score = scores.get(group.name)
-        if score is None or tuple(score.shape) != (group.size,):
-            shape = None if score is None else tuple(score.shape)
-            raise PlanError(message(f"saliency {what!r} scores {group.name} as {shape}, not as ({group.size},)"))
-        if not bool(torch.isfinite(score).all()):
-            raise PlanError(
-                message(f"saliency {what!r} is not finite for {group.name}", todo="check weights and data for NaN")
-            )
-        result[group.name] = score.detach().cpu().double()
-    return result
-
-
 def _fields(chosen: Saliency) -> dict[str, Any]:
     return dataclasses.asdict(chosen) if dataclasses.is_dataclass(chosen) else {}
-
-
-# -- units ---------------------------------------------------------------------------------------------------
-
-
-def _units(graph: Graph, tied: Sequence[Tied], scores: Scores, floor: Floor, most: float, budget: Budget) -> list[Unit]:
-    """What is cut together, with floors as counts. What would save nothing is left out."""
-    terms = {g.name: _parameter_terms(graph, g) for t in tied for g in t.groups}
-    units = []
-    for one in tied:
-        floors = {g.name: _floor(g, floor, most) for g in one.groups}
-        unit = unit_of(one.groups, one.weights, floors, scores, terms)
-        products = budget.touched(g.atom for g in one.groups)
-        if unit.limit > 0 and budget.cost(products) > budget.cost(products, unit.sizes(unit.limit)):
-            units.append(unit)
-    return units
-
-
-def _parameter_terms(graph: Graph, group: Group) -> tuple[Dim, ...]:
-    members = (m for m in group.members if graph.tensors[m.name].kind == "parameter")
-    return tuple(dict.fromkeys(m.term for m in members))
-
-
-def _floor(group: Group, floor: Floor, most: float) -> int:
-    value = floor.get(group.kind, FLOOR) if isinstance(floor, Mapping) else floor
-    stays = value if isinstance(value, int) else math.ceil(value * group.size - 1e-9)
-    return max(1, stays, math.ceil((1 - most) * group.size - 1e-9))
 
 
 # -- what stands in the way -----------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ class Unit:
     scores: list[float]
     """Sum of the scores of the first ``i`` steps, for every ``i``."""
     gone: int = 0
+    least: int = 0
+    """Steps that are never given back."""
     products: list[int] = field(default_factory=list)
     neighbours: list[int] = field(default_factory=list)
     axes: float = 1.0
@@ -181,7 +183,7 @@ class Spender:
     def previous(self, unit: Unit) -> int | None:
         """The reverse of :meth:`next`."""
         self.refresh(unit)
-        return next((n for n in range(unit.gone - 1, -1, -1) if self.fits(unit, n)), None)
+        return next((n for n in range(unit.gone - 1, unit.least - 1, -1) if self.fits(unit, n)), None)
 
     def saving(self, unit: Unit, gone: int) -> int:
         """What going on to so many steps saves; negative on the way back."""

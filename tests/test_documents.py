@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shearfx import reading
-from shearfx.documents import Source, from_records, open_source
+from shearfx.data.documents import Source, from_records, open_source
+from shearfx.data.records import Dialogue, Kind, Text
+from shearfx.data.text_cleaning import clean_text, paragraphs
 from shearfx.errors import DataError
-from shearfx.records import Dialogue, Kind, Text
-from shearfx.text_cleaning import clean_text, paragraphs
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=8)
 FRESH_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # examples overwrite one file

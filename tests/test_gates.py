@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import shearfx
-from shearfx.collector import Collector
-from shearfx.gates import Gates
+from shearfx.gating.gates import Gates
 from shearfx.precision import double_precision
 from shearfx.testing import prunable, random_cuts
 from shearfx.testing.plans import plan_of

@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shearfx.documents import Source, from_records, open_source
+from shearfx.data.documents import Source, from_records, open_source
+from shearfx.data.packing import IGNORED, Examples, hold_out, pack
+from shearfx.data.prompts import WITH_INPUT, WITHOUT_INPUT
+from shearfx.data.records import Document, Text
+from shearfx.data.text_cleaning import clean_text, paragraphs
 from shearfx.errors import DataError
-from shearfx.packing import IGNORED, Examples, hold_out, pack
-from shearfx.prompts import WITH_INPUT, WITHOUT_INPUT
-from shearfx.records import Document, Text
-from shearfx.text_cleaning import clean_text, paragraphs
 from tests.tiny_tokenizers import CHAT, byte_tokenizer
 
 WORDS = st.text("abcé \n\u200b", max_size=30)

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shearfx.data.reading import json_records, parquet_records, text_parts
+from shearfx.data.records import Document, Kind, Text, document_of, fields_used
 from shearfx.errors import DataError, message
-from shearfx.reading import json_records, parquet_records, text_parts
-from shearfx.records import Document, Kind, Text, document_of, fields_used
 
 __all__ = ["Source", "from_records", "open_source"]
 

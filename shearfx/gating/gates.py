@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearfx.collector import Collector
 from shearfx.errors import PlanError, message
-from shearfx.gate_sites import GatedWeight, GateSite, Places, places
+from shearfx.gating.collector import Collector
+from shearfx.gating.sites import GatedWeight, GateSite, Places, places
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan
 
@@ -144,8 +144,10 @@ class Gates:
         if self._open:
             return x
         vector = self._vector(site, x)
-        if self.collector is not None and torch.is_grad_enabled() and x.requires_grad:
-            gated: Tensor = _Gate.apply(x, vector, site, self.collector)
+        if self.collector is not None and torch.is_grad_enabled():
+            # a derivative is asked for here, whether or not anything before this place wants one
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            gated: Tensor = _Gate.apply(x, vector, site, self.collector)  # type: ignore[no-untyped-call]
             return gated
         return x if vector is None else x * vector
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from shearfx.data.records import Dialogue
 from shearfx.errors import DataError, message
-from shearfx.records import Dialogue
 
 __all__ = ["Chosen", "Segment", "Template", "choose", "render"]
 

@@ -54,7 +54,7 @@ class Places:
     sites: tuple[GateSite, ...]
     weights: tuple[GatedWeight, ...]
     inputs_only: frozenset[str]
-    """The groups that are gated where they are read, so that the derivative by a gate is that of the loss along them."""
+    """The groups that are gated where they are read only: the derivative by a gate is that of the loss along them."""
 
 
 def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shearfx.prompts import Chosen, Segment, render
-from shearfx.records import Dialogue, Document, Message, Text
-from shearfx.text_cleaning import clean_text, paragraphs
+from shearfx.data.prompts import Chosen, Segment, render
+from shearfx.data.records import Dialogue, Document, Message, Text
+from shearfx.data.text_cleaning import clean_text, paragraphs
 
 __all__ = ["IGNORED", "Tally", "dialogue_windows", "text_windows"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,3 +85,20 @@ class Collector:
         for sums in (self.square, self.absolute):
             for value in sums.values():
                 value.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was collected since the last reset."""
+        self.flush()
+        return {
+            "square": {name: value.clone() for name, value in self.square.items()},
+            "absolute": {name: value.clone() for name, value in self.absolute.items()},
+            "sequences": self.sequences,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what was collected."""
+        self.reset()
+        self.sequences = int(state["sequences"])
+        for mine, theirs in ((self.square, state["square"]), (self.absolute, state["absolute"])):
+            for name, value in theirs.items():
+                mine[name].copy_(value)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shearfx.documents import Source
+from shearfx.data.documents import Source
+from shearfx.data.prompts import Template, choose
+from shearfx.data.records import Kind
+from shearfx.data.windows import IGNORED, Tally, dialogue_windows, text_windows
 from shearfx.errors import DataError, message
-from shearfx.prompts import Template, choose
-from shearfx.records import Kind
-from shearfx.windows import IGNORED, Tally, dialogue_windows, text_windows
 
 __all__ = ["IGNORED", "Examples", "Tally", "hold_out", "pack"]
 
@@ -67,9 +67,9 @@ def pack(
 ) -> Examples:
     """Clean, tokenise and cut a source into windows of ``sequence_length`` tokens.
 
-    Pretraining text: irregular characters are removed (:func:`~shearfx.text_cleaning.clean_text`) and only paragraphs
-    of more than ``min_tokens`` tokens stay (0: all); paragraphs are what blank lines separate, or lines in a document
-    without blank lines.  Each document begins with the beginning-of-sequence token if the tokenizer itself puts one
+    Pretraining text: irregular characters are removed (:func:`~shearfx.data.text_cleaning.clean_text`) and only
+    paragraphs of more than ``min_tokens`` tokens stay (0: all); paragraphs are what blank lines separate, or lines in a
+    document without blank lines.  Each document begins with the beginning-of-sequence token if the tokenizer itself puts one
     there, and ends with the end-of-sequence token if there is one; one after the other they are cut into windows
     without gaps or padding.  All tokens are labels.  What does not fill the last window is left out.
 

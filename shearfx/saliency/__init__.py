@@ -1,0 +1,27 @@
+"""Saliency: what each structure is worth, by a proxy chosen beforehand. One interface, a registry by name."""
+
+from shearfx.saliency.base import REGISTRY, Progress, Saliency, Scores, find, register
+from shearfx.saliency.combined import Combined
+from shearfx.saliency.fisher import Fisher
+from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
+from shearfx.saliency.plain import Magnitude, Random
+from shearfx.saliency.taylor import Taylor
+
+__all__ = [
+    "REGISTRY",
+    "Combined",
+    "Fisher",
+    "LoraAverageMagnitude",
+    "LoraCosine",
+    "LoraMagnitude",
+    "LoraTaylor",
+    "LoraTaylor2",
+    "Magnitude",
+    "Progress",
+    "Random",
+    "Saliency",
+    "Scores",
+    "Taylor",
+    "find",
+    "register",
+]

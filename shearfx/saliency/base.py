@@ -1,0 +1,118 @@
+"""Saliency: what each structure is worth, by a proxy that was chosen beforehand. One interface, a registry by name.
+
+A new proxy is a class and a decorator::
+
+    @register
+    class Wanda(Saliency):
+        name, unit = "wanda", "relative"
+
+        def score(self, graph, model, *, groups=None, data=None, loss=None, seed=0, progress=None): ...
+
+Source: LoRAShear, section 3.3 ("prespecified saliency proxies"), and the comparison methods there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from shearfx.errors import PlanError, message
+from shearfx.gradients import Loss
+from shearfx.graph import Graph, Group
+from shearfx.slices import SliceSums
+
+Scores: TypeAlias = dict[str, torch.Tensor]
+"""Group name to a float64 tensor ``[size]``: the higher, the more is lost with the structure."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with what is done and what there is in all (0 where that is not known)."""
+
+
+class Saliency(ABC):
+    """A proxy for what the model loses with a structure."""
+
+    name: ClassVar[str]
+    unit: ClassVar[Literal["loss", "relative"]]
+    """``loss``: scores estimate a change of the loss, so structures of all layers and kinds compare, per unit of
+    cost. ``relative``: they order the structures of one group and say nothing across layers and kinds."""
+
+    @abstractmethod
+    def score(
+        self,
+        graph: Graph,
+        model: nn.Module | None,
+        *,
+        groups: Sequence[Group] | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score every structure of ``groups`` (default: all of ``graph.groups``).
+
+        Args:
+            graph: the analysis of the model.
+            model: the model with its weights; left as it was, also after an exception.
+            groups: the groups to score.
+            data: batches, for proxies that look at data; read once, one after the other.
+            loss: from model and batch to a scalar, for proxies that need one.
+            seed: for proxies that draw.
+            progress: called as work gets done.
+
+        Raises:
+            PlanError: weights, data or a loss are needed and not there.
+        """
+
+
+REGISTRY: dict[str, type[Saliency]] = {}
+"""Every saliency by name."""
+
+
+def register(kind: type[Saliency]) -> type[Saliency]:
+    """Class decorator: make a saliency known by its name.
+
+    Raises:
+        ValueError: its unit is neither ``loss`` nor ``relative``.
+    """
+    if kind.unit not in ("loss", "relative"):
+        raise ValueError(f"{kind.__name__}.unit is {kind.unit!r}; it is 'loss' or 'relative'")
+    REGISTRY[kind.name] = kind
+    return kind
+
+
+def find(saliency: str | Saliency) -> Saliency:
+    """A saliency by name, or the given one.
+
+    Raises:
+        PlanError: there is none of that name.
+    """
+    if isinstance(saliency, Saliency):
+        return saliency
+    if saliency not in REGISTRY:
+        known = ", ".join(sorted(REGISTRY))
+        raise PlanError(message(f"there is no saliency {saliency!r}", todo=f"choose one of {known}, or register yours"))
+    return REGISTRY[saliency]()
+
+
+def weights_of(model: nn.Module | None, sums: SliceSums, what: str) -> Mapping[str, nn.Parameter]:
+    """The parameters that some group mentions, by one name each.
+
+    Raises:
+        PlanError: there is no model, or its weights are on the meta device.
+    """
+    if model is None:
+        raise PlanError(message(f"saliency {what!r} looks at weights", todo="pass model=, or saliency='random'"))
+    found = {name: p for name, p in model.named_parameters() if name in sums.names}
+    for name, parameter in found.items():
+        if parameter.is_meta:
+            raise PlanError(
+                message(
+                    f"saliency {what!r} looks at weights, and {name} is on the meta device",
+                    todo="load the weights, or choose saliency='random'",
+                )
+            )
+    return found

@@ -1,0 +1,112 @@
+"""Fisher information along every structure, through gates: gradients of activations only, none of weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from shearfx.errors import PlanError, message
+from shearfx.gating.collector import Collector
+from shearfx.gating.gates import Gates
+from shearfx.gradients import Loss, batch_loss, fed, gradients
+from shearfx.graph import Graph, Group
+from shearfx.saliency.base import Progress, Saliency, Scores, register
+
+
+@contextlib.contextmanager
+def collecting(gates: Gates, model: nn.Module) -> Iterator[Collector]:
+    """For the while, backward passes through the model hand the derivatives by all gates to a collector."""
+    collector = Collector({name: gates.groups[name].size for name in sorted(gates.places.inputs_only)})
+    handle = watch(model, collector)
+    before, gates.collector = gates.collector, collector
+    try:
+        yield collector
+    finally:
+        gates.collector = before
+        handle.remove()
+
+
+def watch(model: nn.Module, collector: Collector) -> Any:
+    """Tell a collector of every forward pass that begins, so that it knows sequences apart. Returns the hook."""
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            tensors = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor) and v.dim()]
+            collector.begin(tensors[0].shape[0] if tensors else 0)
+
+    return model.register_forward_pre_hook(begin, with_kwargs=True)
+
+
+@register
+class Fisher(Saliency):
+    """The sum over sequences of the squared derivative of the loss along a structure.
+
+    Half of it estimates, to second order around a minimum, how much the loss grows when the structure goes.
+    In units of loss, so that structures of all layers and kinds compare. Needs data; takes one forward and backward
+    pass per batch, and no memory for gradients of weights. Groups that something else than a parameter reads
+    (query and key dims) are not scored.
+
+    Source: Theis et al. 2018 (arXiv 1801.05787), equation 6, with gates as in Kwon et al. 2022 (arXiv 2204.09656).
+    """
+
+    name: ClassVar[str] = "fisher"
+    unit = "loss"
+
+    def score(
+        self,
+        graph: Graph,
+        model: nn.Module | None,
+        *,
+        groups: Sequence[Group] | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Run the batches; the model is left as it was.
+
+        Raises:
+            PlanError: no model, no data, a loss that is not finite, or a group that gates do not see.
+        """
+        if model is None:
+            raise PlanError(message(f"saliency {self.name!r} runs the model", todo="pass model="))
+        batches = fed(data, self.name)
+        gates = Gates(graph, model, graph.groups if groups is None else groups)
+        check_seen(gates, self.name)
+        count = 0
+        with gates, collecting(gates, model) as collector, gradients(model, {}, lambda *_: None):
+            for batch in batches:
+                value = (loss or batch_loss)(model, batch)
+                if not math.isfinite(float(value.detach())):
+                    raise PlanError(
+                        message(f"the loss of batch {count} is {float(value.detach())}", todo="check the data")
+                    )
+                value.backward()
+                collector.flush()
+                count += 1
+                if progress is not None:
+                    progress(count, len(data) if hasattr(data, "__len__") else 0)  # type: ignore[arg-type]
+        if not count:
+            raise PlanError(message(f"the data for saliency {self.name!r} has no batches", todo="pass at least one"))
+        return {name: value / max(collector.sequences, 1) for name, value in collector.square.items()}
+
+
+def check_seen(gates: Gates, what: str) -> None:
+    """Raise PlanError where a group is not gated where it is read, or in place."""
+    unseen = [g for name, g in gates.groups.items() if name not in gates.places.inputs_only]
+    unseen += [gates.groups[w.group] for w in gates.places.weights]
+    if unseen:
+        kinds = ", ".join(sorted({g.kind for g in unseen}))
+        listed = ", ".join(g.name for g in unseen[:3])
+        raise PlanError(
+            message(
+                f"saliency {what!r} does not see {len(unseen)} groups of kind {kinds}: {listed}",
+                todo="leave them out (kinds=), or choose 'taylor' or 'magnitude'",
+            )
+        )

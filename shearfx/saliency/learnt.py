@@ -1,0 +1,206 @@
+"""Saliencies that read a trained adapter: what LoRA has learnt stands where the gradient stands elsewhere.
+
+With frozen weights ``x`` and the learnt ``d = gamma * B A``, the displacement ``-d`` is what gradients added up to. The
+four sums that these proxies are made of (``n``, ``||x||^2``, ``<x, d>``, ``||d||^2`` over all weights of a structure)
+come from products of thin matrices; ``BA`` is never formed. Without adapters on the model ``d`` is zero.
+
+Source: LoRAShear, section 3.3, and the authors' earlier optimisers (HESSO, arXiv 2409.09085), whose scores are these.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.errors import PlanError, message
+from shearfx.gating.sites import live_names
+from shearfx.gradients import Loss
+from shearfx.graph import Graph, Group, coordinates
+from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans
+from shearfx.saliency.base import Progress, Saliency, Scores, register
+
+
+@dataclass
+class Sums:
+    """For every structure of a group, summed over its weights; each float64 ``[size]``."""
+
+    count: Tensor
+    weight: Tensor
+    """``||x||^2``"""
+    inner: Tensor
+    """``<x, d>``"""
+    delta: Tensor
+    """``||d||^2``"""
+    adapted: float = 0.0
+    """Share of the weights that have an adapter."""
+
+
+def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> dict[str, Sums]:
+    """The four sums for every structure, one pass over the weights.
+
+    Where one weight mentions a group in both its dims (``hidden x hidden``), what lies in both slices counts twice.
+
+    Raises:
+        PlanError: the model lacks a parameter of the graph, its weights are on the meta device, or an adapter is no
+            plain LoRA.
+    """
+    groups = list(groups)
+    adapters = {id(one.base): one for one in adapters_of(model).values()}
+    live, modules = live_names(model), dict(model.named_modules())
+    found: dict[str, Sums] = {}
+    along: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor, int, bool]] = {}
+    for group in groups:
+        zero = torch.zeros(group.size, dtype=torch.float64)
+        sums = found[group.name] = Sums(zero, zero.clone(), zero.clone(), zero.clone())
+        adapted = total = 0
+        for member in group.members:
+            tensor = graph.tensors[member.name]
+            name = live.get(member.name)
+            if tensor.kind != "parameter" or not tensor.dtype.is_floating_point or member.name in graph.traced.ranks:
+                continue
+            if name is None:
+                todo = "pass the model that was traced"
+                raise PlanError(message(f"this model has no parameter {member.name}", todo=todo))
+            key = (name, member.dim)
+            if key not in along:
+                owner, _, leaf = name.rpartition(".")
+                module = modules[owner]
+                one = adapters.get(id(module)) if leaf == "weight" else None
+                along[key] = _along(module, leaf, member.dim, one)
+            squares, inner, delta, each, has = along[key]
+            where = coordinates(member.term, member.atom)
+            here = where >= 0
+            where = where[here]
+            sums.count.index_add_(0, where, torch.full((len(where),), float(each), dtype=torch.float64))
+            for total_of, vector in ((sums.weight, squares), (sums.inner, inner), (sums.delta, delta)):
+                total_of.index_add_(0, where, vector[here])
+            total += each * len(where)
+            adapted += each * len(where) * has
+        sums.adapted = adapted / max(total, 1)
+    return found
+
+
+def _along(module: nn.Module, leaf: str, dim: int, one: LowRank | None) -> tuple[Tensor, Tensor, Tensor, int, bool]:
+    weight = plain_weight(module) if leaf == "weight" else getattr(module, leaf).detach()
+    if weight.is_meta:
+        raise PlanError(message(f"a saliency looks at weights, and a {leaf} is on the meta device", todo="load them"))
+    squares = _squares(weight, dim).cpu().double()
+    each = weight.numel() // max(1, weight.shape[dim])
+    if one is None:
+        zero = torch.zeros_like(squares)
+        return squares, zero, zero, each, False
+    return squares, one.inner(dim).cpu().double(), one.squares(dim).cpu().double(), each, True
+
+
+def _squares(weight: Tensor, dim: int) -> Tensor:
+    """The sum of squares of each slice, a part of the weight at a time."""
+    total = torch.zeros(weight.shape[dim], dtype=torch.float32, device=weight.device)
+    others = [i for i in range(weight.dim()) if i != dim]
+    for start, stop in spans(len(weight), weight[0].numel()):
+        part = weight[start:stop].float().square()
+        if dim == 0:
+            total[start:stop] = part.sum(others) if others else part
+        else:
+            total += part.sum(others)
+    return total
+
+
+def from_sums(name: str, sums: Sums) -> Tensor:
+    """A proxy by its name, without the ``lora_``."""
+    effective = (sums.weight + 2 * sums.inner + sums.delta).clamp(min=0)
+    if name == "magnitude":
+        return effective
+    if name == "average_magnitude":
+        return effective / sums.count.clamp(min=1)
+    if name == "cosine":
+        return sums.inner.abs() / (sums.weight * sums.delta).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    if name == "taylor":
+        return sums.inner.abs()
+    assert name == "taylor2"
+    return (sums.inner - 0.5 * sums.inner.square()).abs()
+
+
+class Learnt(Saliency):
+    """What all proxies of this file share."""
+
+    unit = "relative"
+    needs_delta: ClassVar[bool] = True
+
+    def score(
+        self,
+        graph: Graph,
+        model: nn.Module | None,
+        *,
+        groups: Sequence[Group] | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """One pass over weights and adapters; no data.
+
+        Raises:
+            PlanError: there is no model, or nothing was learnt yet where the proxy reads that only.
+        """
+        if model is None:
+            raise PlanError(message(f"saliency {self.name!r} looks at weights", todo="pass model="))
+        sums = displacement_sums(graph, model, graph.groups if groups is None else groups)
+        if self.needs_delta:
+            check_learnt(sums, self.name)
+        return {name: from_sums(self.name.removeprefix("lora_"), one) for name, one in sums.items()}
+
+
+def check_learnt(sums: Mapping[str, Sums], what: str) -> None:
+    """Raise PlanError where no adapter has learnt anything; warn where most of the weights have none."""
+    if not any(bool(one.delta.any()) for one in sums.values()):
+        todo = "train adapters first (warmup=), or choose a saliency that looks at weights or data"
+        raise PlanError(message(f"saliency {what!r} reads what LoRA learnt, and BA is zero everywhere", todo=todo))
+    bare = [name for name, one in sums.items() if one.adapted < 0.5]
+    if len(bare) > len(sums) / 2:
+        warnings.warn(
+            f"{len(bare)} of {len(sums)} groups have adapters on less than half of their weights; saliency {what!r} "
+            "sees no others (adapt all linear layers: target_modules='all-linear')",
+            stacklevel=2,
+        )
+
+
+@register
+class LoraMagnitude(Learnt):
+    """``||x + d||^2``: the size of what a structure has become."""
+
+    name = "lora_magnitude"
+    needs_delta = False
+
+
+@register
+class LoraAverageMagnitude(Learnt):
+    """``||x + d||^2 / n``: the same per weight."""
+
+    name = "lora_average_magnitude"
+    needs_delta = False
+
+
+@register
+class LoraCosine(Learnt):
+    """``|<x, d>| / (||x|| ||d||)``: whether what was learnt points along the structure."""
+
+    name = "lora_cosine"
+
+
+@register
+class LoraTaylor(Learnt):
+    """``|<x, d>|``: first-order Taylor with ``d`` in the gradient's place."""
+
+    name = "lora_taylor"
+
+
+@register
+class LoraTaylor2(Learnt):
+    """``|<x, d> - <x, d>^2 / 2|``: second-order Taylor, the curvature by the square of the first order."""
+
+    name = "lora_taylor2"

@@ -1,0 +1,67 @@
+"""From groups that are tied together to units of spending: scores checked, floors counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from shearfx.budget import Budget
+from shearfx.dims import Dim
+from shearfx.errors import PlanError, message
+from shearfx.graph import Graph, Group
+from shearfx.saliency import Scores
+from shearfx.selection import Tied
+from shearfx.spending import Unit, unit_of
+
+Floor = float | int | Mapping[str, float | int]
+
+FLOOR = 0.1
+"""The share of every group that stays by default."""
+
+
+def checked(scores: Scores, groups: Sequence[Group], what: str) -> Scores:
+    """The scores of some groups on the CPU in float64.
+
+    Raises:
+        PlanError: some are missing, of another shape, or not finite.
+    """
+    result = {}
+    for group in groups:
+        score = scores.get(group.name)
+        if score is None or tuple(score.shape) != (group.size,):
+            shape = None if score is None else tuple(score.shape)
+            raise PlanError(message(f"saliency {what!r} scores {group.name} as {shape}, not as ({group.size},)"))
+        if not bool(torch.isfinite(score).all()):
+            raise PlanError(
+                message(f"saliency {what!r} is not finite for {group.name}", todo="check weights and data for NaN")
+            )
+        result[group.name] = score.detach().cpu().double()
+    return result
+
+
+def units_of(
+    graph: Graph, tied: Sequence[Tied], scores: Scores, floor: Floor, most: float, budget: Budget
+) -> list[Unit]:
+    """What is cut together, with floors as counts. What would save nothing is left out."""
+    terms = {g.name: _parameter_terms(graph, g) for t in tied for g in t.groups}
+    units = []
+    for one in tied:
+        floors = {g.name: _floor(g, floor, most) for g in one.groups}
+        unit = unit_of(one.groups, one.weights, floors, scores, terms)
+        products = budget.touched(g.atom for g in one.groups)
+        if unit.limit > 0 and budget.cost(products) > budget.cost(products, unit.sizes(unit.limit)):
+            units.append(unit)
+    return units
+
+
+def _parameter_terms(graph: Graph, group: Group) -> tuple[Dim, ...]:
+    members = (m for m in group.members if graph.tensors[m.name].kind == "parameter")
+    return tuple(dict.fromkeys(m.term for m in members))
+
+
+def _floor(group: Group, floor: Floor, most: float) -> int:
+    value = floor.get(group.kind, FLOOR) if isinstance(floor, Mapping) else floor
+    stays = value if isinstance(value, int) else math.ceil(value * group.size - 1e-9)
+    return max(1, stays, math.ceil((1 - most) * group.size - 1e-9))
