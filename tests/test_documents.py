@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shearfx import reading
+from shearfx.data import reading
 from shearfx.data.documents import Source, from_records, open_source
 from shearfx.data.records import Dialogue, Kind, Text
 from shearfx.data.text_cleaning import clean_text, paragraphs
