@@ -1,12 +1,14 @@
 """Leave a model as it was, whatever its code keeps for itself while it runs.
 
 Some models cache in ``forward`` (``self.cache[device] = bias``). What they cache while they are traced are symbols,
-with which they cannot compute afterwards.
+with which they cannot compute afterwards. Others install hooks when they first run, and keep a note that they did
+(transformers, to collect hidden states): without the note, the hooks have to go as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from torch import nn
@@ -17,7 +19,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Restore every attribute of every submodule afterwards, the contents of dicts, lists and sets included."""
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     contents = [(value, value.copy()) for _, attributes in before for value in attributes.values()
-                if type(value) in (dict, list, set)]  # fmt: skip
+                if type(value) in (dict, OrderedDict, list, set)]  # fmt: skip
     try:
         yield
     finally:

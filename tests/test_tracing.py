@@ -60,6 +60,31 @@ def test_what_the_model_keeps_for_itself_is_left_as_it_was() -> None:
     assert not torch.compiler.is_compiling() and torch.isfinite(model(x)).all()
 
 
+def test_hooks_that_a_model_installs_at_its_first_run_are_not_left_behind_by_tracing() -> None:
+    """Found by the sweep of the zoo: Segformer, traced before it ever ran, then collected every hidden state twice."""
+
+    class Collecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(3, 5), nn.Linear(5, 2)
+            self.installed = False
+            self.seen: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.installed:
+                self.up.register_forward_hook(lambda module, args, output: self.seen.append(output))
+                self.installed = True
+            self.seen.clear()
+            y = self.down(torch.relu(self.up(x)))
+            return y + len(self.seen)
+
+    model = Collecting().eval()
+    shearfx.trace(model, torch.randn(4, 3))
+    assert not model.up._forward_hooks
+    model(torch.randn(4, 3))
+    assert len(model.seen) == 1
+
+
 def test_arguments_that_the_signature_does_not_name_leave_the_dims_open() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
