@@ -14,6 +14,7 @@ import argparse
 import collections
 import concurrent.futures
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +86,8 @@ def run(name: str, module: str, limit: float, extra: Sequence[str] = ()) -> dict
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"model": name, "outcome": "hang", "pinned": f"more than {limit:.0f} s"}
+    if done.returncode == -signal.SIGXCPU:  # it set itself a limit of processor time
+        return {"model": name, "outcome": "hang", "pinned": "out of processor time"}
     if done.returncode or not done.stdout.strip():
         return {"model": name, "outcome": "crash", "pinned": done.stderr.strip().splitlines()[-1:]}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

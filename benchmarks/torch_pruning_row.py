@@ -3,7 +3,7 @@
     python -m benchmarks.torch_pruning_row --row NAME
 
 It is given the model, its example inputs and nothing else, as shearfx is: no ``num_heads``, no ignored layers but the
-last one that makes the output. Everything that it says it removes is zeroed in a copy of the original; the cut model
+last one that makes the output. A row may take a minute of processor time, whatever else the machine does. Everything that it says it removes is zeroed in a copy of the original; the cut model
 has to agree with that copy.
 """
 
@@ -13,8 +13,12 @@ import argparse
 import concurrent.futures
 import copy
 import json
+import resource
 from collections.abc import Callable, Mapping
 from typing import Any
+
+LIMIT = 60
+"""Seconds of processor time that a row may take."""
 
 
 def add(
@@ -22,17 +26,17 @@ def add(
     entries: Mapping[str, Any],
     jobs: int,
     keep: Callable[[], None],
-    limit: float = 60.0,
+    patience: float = 1800.0,
 ) -> None:
     """Add a column to the rows, each measured in a process of its own; ``keep`` is called after each."""
     from benchmarks.model_matrix import run
 
     todo = [name for name in entries if name in rows and "Torch-Pruning" not in rows[name]]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(run, name, "benchmarks.torch_pruning_row", limit): name for name in todo}
+        running = {pool.submit(run, name, "benchmarks.torch_pruning_row", patience): name for name in todo}
         for job in concurrent.futures.as_completed(running):
             result = job.result()
-            hang = f"hang: more than {limit:.0f} s"
+            hang = f"hang: more than {LIMIT} s"
             rows[running[job]]["Torch-Pruning"] = hang if result["outcome"] == "hang" else result["outcome"]
             keep()
 
@@ -106,4 +110,5 @@ def _zero(model: Any, names: Mapping[Any, str], dependency: Any, indices: Any) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--row", required=True)
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
     print(json.dumps({"outcome": measure(parser.parse_args().row)}))
