@@ -3,8 +3,8 @@
     python -m benchmarks.torch_pruning_row --row NAME
 
 It is given the model, its example inputs and nothing else, as shearfx is: no ``num_heads``, no ignored layers but the
-last one that makes the output. A row may take a minute of processor time, whatever else the machine does. Everything that it says it removes is zeroed in a copy of the original; the cut model
-has to agree with that copy.
+last one that makes the output. A row may take a minute of processor time, whatever else the machine does. Everything
+that it says it removes is zeroed in a copy of the original; the cut model has to agree with that copy.
 """
 
 from __future__ import annotations
