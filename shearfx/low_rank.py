@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,9 @@ class LowRank:
     @property
     def weight(self) -> Tensor:
         """The base's weight as it is kept."""
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
+        weight = getattr(self.base, "weight", None)
+        if not isinstance(weight, Tensor):  # packed under another name by some quantisers
+            return self.a.new_empty(0, dtype=torch.uint8)
         return weight
 
     def side(self, dim: int) -> str:
@@ -48,8 +50,13 @@ class LowRank:
         return "out" if (dim == 0) ^ self.transposed else "in"
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A as ``[rank, in * kernel]`` and B as ``[out, rank]``, detached, in float32."""
-        return self.a.detach().flatten(1).float(), self.b.detach().flatten(1).float()
+        """A as ``[rank, in * kernel]`` and B as ``[out, rank]``, detached, in float32 (float64 where one is)."""
+        wide = torch.promote_types(wider(self.weight.dtype), wider(self.a.dtype))
+        return self.a.detach().flatten(1).to(wide), self.b.detach().flatten(1).to(wide)
+
+    def thin(self, dim: int) -> tuple[nn.Parameter, int]:
+        """The factor that has slices along a dim of the weight for its own, and its axis: B's rows or A's columns."""
+        return (self.b, 0) if self.side(dim) == "out" else (self.a, 1)
 
     def squares(self, dim: int) -> Tensor:
         """``||scaling * BA||^2`` of each slice along a dim of the weight, float32."""
@@ -71,16 +78,49 @@ class LowRank:
             found = a.new_empty(count)
             for start, stop in spans(count, weight[0].numel()):
                 rows = slice(start, stop) if index is None else index[start:stop]
-                found[start:stop] = ((weight[rows].flatten(1).float() @ a.T) * b[rows]).sum(1)
+                found[start:stop] = ((weight[rows].flatten(1).to(a.dtype) @ a.T) * b[rows]).sum(1)
             return found * self.scaling
         if index is not None:
             a = a.unflatten(1, (-1, kernel))[:, index].flatten(1)
         read = torch.zeros_like(a)
         for start, stop in spans(len(weight), a.shape[1]):
             rows = weight[start:stop] if index is None else weight[start:stop].index_select(1, index)
-            read += b[start:stop].T @ rows.flatten(1).float()
+            read += b[start:stop].T @ rows.flatten(1).to(a.dtype)
         columns: Tensor = (read * a).sum(0).unflatten(0, (-1, kernel)).sum(1)
         return columns * self.scaling
+
+    def product(self, dim: int, index: Tensor) -> Tensor:
+        """``scaling * BA``, some slices of it along a dim of the weight, which come first: ``[len(index), ...]``."""
+        a, b = self.factors()
+        if self.side(dim) == "out":
+            found = (b[index] @ a).unflatten(1, self.a.shape[1:])
+        else:
+            found = (b @ a.unflatten(1, self.a.shape[1:])[:, index].flatten(1)).unflatten(1, (len(index), -1))
+            found = found.transpose(0, 1).reshape(len(index), len(b), *self.a.shape[2:])
+        scaled: Tensor = found * self.scaling
+        return scaled
+
+    def add(self, a: Tensor, b: Tensor, start_from: Tensor | None = None) -> None:
+        """Add ``scaling * b a`` to the weight, a few rows at a time.
+
+        Args:
+            a, b: shaped like the factors.
+            start_from: what it is added to instead of the weight, shaped like it.
+
+        Raises:
+            PlanError: the base is quantised.
+        """
+        weight = self.weight.detach()
+        if not weight.is_floating_point():
+            what = f"{self.path} has a quantised base, into which nothing can be merged"
+            raise PlanError(message(what, todo='pass merge="never"'))
+        wide = torch.promote_types(wider(weight.dtype), wider(a.dtype))
+        a, b = (t.detach().flatten(1).to(weight.device, wide) for t in (a, b))
+        rows = weight.T if self.transposed else weight
+        old = rows if start_from is None else (start_from.T if self.transposed else start_from)
+        for start, stop in spans(len(rows), rows[0].numel()):
+            delta = (b[start:stop] @ a).reshape(rows[start:stop].shape)
+            rows[start:stop].copy_(old[start:stop].to(weight.device, wide) + self.scaling * delta)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -89,17 +129,13 @@ class LowRank:
         Raises:
             PlanError: the base is quantised.
         """
-        weight = self.weight
-        if not weight.is_floating_point():
-            what = f"{self.path} has a quantised base, into which nothing can be merged"
-            raise PlanError(message(what, todo='pass merge="never"'))
-        a, b = self.factors()
-        rows = weight.detach().T if self.transposed else weight.detach()
-        for start, stop in spans(len(rows), rows[0].numel()):
-            part = rows[start:stop]
-            delta = (b[start:stop] @ a).reshape(part.shape)
-            part.copy_(part.float() + self.scaling * delta)
+        self.add(self.a, self.b)
         self.b.zero_()
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """What sums are made in: float64 for float64, else float32."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def spans(count: int, each: int) -> Iterator[tuple[int, int]]:
@@ -109,14 +145,27 @@ def spans(count: int, each: int) -> Iterator[tuple[int, int]]:
 
 
 def plain_weight(module: nn.Module) -> Tensor:
-    """The weight of a layer as a plain floating tensor: itself, or dequantised for the while."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if weight.is_floating_point():
-        return weight.detach()
-    from peft.utils.integrations import dequantize_module_weight
+    """The weight of a layer as a plain floating tensor: itself, or dequantised for the while.
 
-    plain: Tensor = dequantize_module_weight(module)
+    Raises:
+        PlanError: nothing is known that dequantises it.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight.detach()
+    plain = None
+    if weight is not None or hasattr(module, "W_q"):
+        from peft.utils import integrations
+
+        plain = integrations.dequantize_module_weight(module)
+    if not isinstance(plain, Tensor) or not plain.is_floating_point():
+        kind = getattr(weight, "dtype", "no weight of its own")
+        raise PlanError(
+            message(
+                f"a {type(module).__name__} keeps its weight as {kind}, which PEFT does not dequantise",
+                todo='use saliency="fisher" and half_space_eps=-math.inf, which look at no weights',
+            )
+        )
     return plain.detach()
 
 
@@ -124,7 +173,8 @@ def adapters_of(model: nn.Module) -> dict[str, LowRank]:
     """The active LoRA adapters of a live model, by the path of their layer; none for a model without.
 
     Raises:
-        PlanError: an adapter is more than ``scaling * B @ A`` (DoRA), or several are active at once.
+        PlanError: an adapter is more than ``scaling * B @ A`` (DoRA, a bias, bare parameters), is merged already, or
+            several are active at once.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -139,9 +189,9 @@ def adapters_of(model: nn.Module) -> dict[str, LowRank]:
             what = f"{len(active)} adapters are active at once: {', '.join(active)}"
             raise PlanError(message(what, where=path, todo="model.set_adapter(one of them)"))
         (name,) = active
-        if module.use_dora.get(name) or module.lora_variant.get(name) is not None:
-            what = f"adapter {name!r} rescales its base (DoRA or another variant), so it is no sum of W and BA"
-            raise PlanError(message(what, where=path, todo="use a LoraConfig with use_dora=False"))
+        reason = _no_sum(cast(nn.Module, module), name)
+        if reason:
+            raise PlanError(message(f"adapter {name!r} {reason[0]}", where=path, todo=reason[1]))
         base = module.get_base_layer()
         if name in module.lora_embedding_A:
             a, b, transposed = module.lora_embedding_A[name], module.lora_embedding_B[name], True
@@ -150,3 +200,24 @@ def adapters_of(model: nn.Module) -> dict[str, LowRank]:
             transposed = bool(getattr(module, "fan_in_fan_out", False))
         found[path] = LowRank(path, base, a, b, float(module.scaling[name]), transposed)
     return found
+
+
+def _no_sum(module: nn.Module, name: str) -> tuple[str, str] | None:
+    """Why an adapter is not the sum of a frozen weight and ``scaling * B @ A``, and what to do; None where it is."""
+    state: Any = module
+    if state.use_dora.get(name) or state.lora_variant.get(name) is not None:
+        what = "rescales its base (DoRA or another variant), so it is no sum of W and BA"
+        return what, "use a LoraConfig with use_dora=False"
+    if state.lora_bias.get(name):
+        return "has a bias of its own", "use a LoraConfig with lora_bias=False"
+    if state.merged_adapters:
+        return "is merged into its base", "call model.unmerge_adapter() first"
+    if name not in state.lora_A and name not in state.lora_embedding_A:
+        return "has no factors A and B", "use LoRA on linear layers, convolutions and embeddings"
+    if not hasattr(state, "base_layer") or hasattr(state, "parameter_name"):
+        return "adapts a bare parameter", "use target_modules= instead of target_parameters="
+    if getattr(state.get_base_layer(), "groups", 1) != 1:
+        return "adapts a convolution with groups, whose update is no product", "leave it out of target_modules="
+    if isinstance(state.get_base_layer(), nn.MultiheadAttention):
+        return "adapts several weights at once (nn.MultiheadAttention)", "leave it out of target_modules="
+    return None

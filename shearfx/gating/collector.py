@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+KEPT = 64
+"""Forward passes that a backward pass may still come for."""
 
 
 class Collector:
@@ -24,36 +27,53 @@ class Collector:
         self.square = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
         self.absolute = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
         self.sequences = 0
-        self._pending: dict[str, Tensor] = {}
-        self._batch = 0
+        self.number = 0
+        """Of the forward pass that began last; its gates hand it back with their derivatives."""
+        self._passes: dict[int, tuple[int, frozenset[int]]] = {}
+        self._pending: dict[int, dict[str, Tensor]] = {}
         self._where: dict[tuple[str, int, torch.device], Tensor] = {}
 
-    def begin(self, batch: int) -> None:
-        """A forward pass over so many sequences begins."""
-        self.flush()
-        self._batch = batch
+    def begin(self, batch: int, tokens: Iterable[int] = ()) -> None:
+        """A forward pass over so many sequences begins.
 
-    def add(self, where_of: Sequence[tuple[str, Tensor]], axis: int, product: Tensor) -> None:
+        Args:
+            batch: sequences (0 where that is not known).
+            tokens: how many rows an activation has that holds all tokens of all sequences one after the other, where
+                that is known. Activations of other lengths hold some tokens only (routed experts).
+        """
+        self.flush()
+        self.number += 1
+        self._passes = {n: known for n, known in self._passes.items() if n > self.number - KEPT}
+        self._passes[self.number] = (batch, frozenset(tokens))
+
+    def add(
+        self, where_of: Sequence[tuple[str, Tensor]], axis: int, product: Tensor, number: int | None = None
+    ) -> None:
         """Take in activation times gradient.
 
         Args:
             where_of: for each group that is gated here, LongTensor ``[size]``: the structure of each index, or -1.
             axis: of the activation that is gated, counted from the end.
             product: shaped like the activation, sequences along dim 0.
+            number: of the forward pass that it belongs to (default: the last one).
         """
+        number = self.number if number is None else number
         axis %= product.dim()
         size = product.shape[axis]
         batch = product.shape[0] if product.dim() > 1 and axis > 0 else 1
-        known = self._batch
+        known, tokens = self._passes.get(number, (0, frozenset()))
         if known and batch != known:
             # tokens of all sequences in one row after the other, or some of them only (routed experts)
             rows = product.movedim(axis, -1).reshape(-1, size)
-            product = rows.reshape(known, -1, size) if len(rows) % known == 0 else rows[None]
+            whole = len(rows) in tokens if tokens else len(rows) % known == 0
+            product = rows.reshape(known, -1, size) if whole else rows[None]
             axis = 2
         others = [i for i in range(1, product.dim()) if i != axis]
-        sums = product.sum(others, dtype=torch.float32) if others else product.float()
+        precision = torch.float64 if product.dtype == torch.float64 else torch.float32
+        sums = product.sum(others, dtype=precision) if others else product.to(precision)
         if sums.dim() == 1:
             sums = sums[None]
+        pending = self._pending.setdefault(number, {})
         for group, where in where_of:
             if group not in self.square:
                 continue
@@ -62,20 +82,23 @@ class Collector:
             if key not in self._where:
                 self._where[key] = torch.where(where >= 0, where, size).to(sums.device)
             rows = sums.new_zeros(len(sums), size + 1).index_add_(1, self._where[key], sums)[:, :size]
-            old = self._pending.get(group)
+            old = pending.get(group)
             if old is None:
-                self._pending[group] = rows
+                pending[group] = rows
             elif old.shape == rows.shape:
-                self._pending[group] = old + rows
+                pending[group] = old + rows
             else:
-                self._pending[group] = old.sum(0, keepdim=True) + rows.sum(0, keepdim=True)
+                pending[group] = old.sum(0, keepdim=True) + rows.sum(0, keepdim=True)
 
     def flush(self) -> None:
-        """Square what the last backward pass brought."""
-        for group, rows in self._pending.items():
-            self.square[group] += rows.square().sum(0).cpu().double()
-            self.absolute[group] += rows.sum(0).abs().cpu().double()
-        self.sequences += max((len(rows) for rows in self._pending.values()), default=0)
+        """Square what the last backward passes brought. A pass whose loss overflowed counts for nothing."""
+        for of in self._pending.values():
+            if not all(bool(rows.isfinite().all()) for rows in of.values()):
+                continue
+            for group, rows in of.items():
+                self.square[group] += rows.square().sum(0).cpu().double()
+                self.absolute[group] += rows.sum(0).abs().cpu().double()
+            self.sequences += max((len(rows) for rows in of.values()), default=0)
         self._pending = {}
 
     def reset(self) -> None:

@@ -193,8 +193,9 @@ class Gates:
 
     @torch.no_grad()
     def _restore_one(self, key: int) -> None:
-        for parameter, axis, index, slices in reversed(self._saved.pop(key, [])):
+        for parameter, axis, index, slices in reversed(self._saved.get(key, [])):
             parameter.data.index_copy_(axis, index, slices)
+        self._saved.pop(key, None)  # only now: an interrupt in between must not lose them
 
 
 class _Gate(torch.autograd.Function):
@@ -203,7 +204,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, vector: Tensor | None, site: GateSite, collector: Collector) -> Tensor:
         y = x.view_as(x) if vector is None else x * vector
-        ctx.site, ctx.collector = site, collector
+        ctx.site, ctx.collector, ctx.number = site, collector, collector.number
         ctx.save_for_backward(y, vector) if vector is not None else ctx.save_for_backward(y)
         return y
 
@@ -211,5 +212,5 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         y, *vector = ctx.saved_tensors
-        ctx.collector.add(ctx.site.where, ctx.site.axis, y * gradient)
+        ctx.collector.add(ctx.site.where, ctx.site.axis, y * gradient, ctx.number)
         return (gradient * vector[0] if vector else gradient), None, None, None

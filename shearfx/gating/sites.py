@@ -107,13 +107,23 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
 
 
 def live_names(model: nn.Module) -> dict[str, str]:
-    """From the names that parameters have without adapters (and as they are) to those in the live model."""
+    """From the names that parameters have without adapters (and as they are) to those in the live model.
+
+    Where PEFT trains a copy of a whole module (``modules_to_save``), the copy that is active is what the model uses.
+    """
     found: dict[str, str] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         short = base_name(name)
         if short is not None:
             found.setdefault(short, name)
         found[name] = name
+    for path, module in model.named_modules():
+        copies, active = getattr(module, "modules_to_save", None), getattr(module, "active_adapters", ())
+        if isinstance(copies, nn.ModuleDict) and active and active[0] in copies:
+            for leaf, _ in copies[active[0]].named_parameters():
+                short = base_name(f"{path}.{leaf}")
+                if short is not None:
+                    found[short] = f"{path}.modules_to_save.{active[0]}.{leaf}"
     return found
 
 
@@ -143,7 +153,7 @@ def _floating(graph: Graph, group: Group) -> list[Member]:
 
 
 def _adapter(name: str) -> bool:
-    return base_name(name) is None
+    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def _readers(graph: Graph, group: Group) -> list[Member]:

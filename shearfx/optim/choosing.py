@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
+from torch import nn
 
 from shearfx.budget import Budget, operation_budget, parameter_budget, structure_budget
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.saliency import Scores
-from shearfx.selection import Tied
+from shearfx.selection import Selection, Tied, select
 from shearfx.spending import Spender, Unit
 from shearfx.units import FLOOR, Floor, checked, units_of
 
@@ -51,6 +52,26 @@ class Chooser:
             return structure_budget(self.groups)
         return parameter_budget(self.graph) if self.unit == "params" else operation_budget(self.graph)
 
+    def amount_of(self, target: int | float) -> float:
+        """A share (float) or an amount (int) as an amount, which for structures is whole.
+
+        Raises:
+            PlanError: it is more than the floors let go.
+        """
+        amount = target * self.total if isinstance(target, float) else float(target)
+        if self.unit == "structures":
+            amount = float(round(amount))
+        most = self.most_possible() if amount else 0
+        if amount > most:
+            what = (
+                f"a target of {target:g} asks for {amount:.0f} {self.unit}, and at most {most} of {self.total} can go"
+            )
+            share = int(1e4 * most / max(self.total, 1)) / 1e4
+            todo = f"ask for at most {share:g}, or a smaller floor, or more kinds"
+            what = f"{asked}, and at most {most} of {self.total} can go"
+            raise PlanError(message(what, where=f"{len(self.groups)} groups down to their floors", todo=todo))
+        return amount
+
     def most_possible(self) -> int:
         """What all structures down to the floors save together."""
         zeros = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in self.groups}
@@ -84,7 +105,9 @@ class Chooser:
         for name, score in checked(scores, self.groups, "given").items():
             lowered[name] = score.clone()
             if name in before:
-                lowered[name][before[name]] = float(score.min()) - 1.0
+                # below all others, by no more than what scores differ by: sums of them stay as precise as they were
+                low, high = float(score.min()), float(score.max())
+                lowered[name][before[name]] = low - ((high - low) or abs(low) or 1.0)
         spender, units = self._spender(lowered, ranking, before)
         if spender.saved < amount:
             spender.spend(amount)
@@ -112,3 +135,16 @@ class Chooser:
                 spender.move(unit, steps)
                 unit.least = steps
         return spender, units
+
+
+def selected(graph: Graph, model: nn.Module, wanted: Selection) -> list[Tied]:
+    """What may become redundant.
+
+    Raises:
+        PlanError: nothing may.
+    """
+    tied, refused = select(graph, model, wanted)
+    if not tied:
+        reasons = "; ".join(refused) or "the graph has no groups"
+        raise PlanError(message("nothing can become redundant", where=reasons, todo="see graph.pins"))
+    return tied

@@ -6,12 +6,40 @@ Source: LoRAShear, Algorithm 4, lines 6 to 9, and equation (2).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Penalty = Literal["ramp", "constant"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How structures fade, and when they fall to zero before the period ends."""
+
+    penalty: Penalty = "ramp"
+    strength: float = 0.0
+    epsilon: float = 0.0
+
+    @property
+    def tests(self) -> bool:
+        """Whether there is a half-space test at all."""
+        return not math.isinf(self.epsilon)
+
+    @property
+    def looks(self) -> bool:
+        """Whether lengths of weights are needed."""
+        return self.tests or self.penalty == "constant"
+
+    def factor(self, left: int, norm: Tensor, gate: Tensor) -> Tensor:
+        """See :func:`trial_factor`."""
+        return trial_factor(self.penalty, left, norm, gate, self.strength)
+
+    def falls(self, factor: Tensor, inner: Tensor, norm: Tensor, left: int) -> Tensor:
+        """See :func:`falls`."""
+        return falls(factor, inner, norm, left, self.epsilon)
 
 
 def trial_factor(penalty: Penalty, left: int, norm: Tensor, gate: Tensor, strength: float) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from shearfx.errors import PlanError, message
+from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
 from shearfx.slices import SliceSums
@@ -99,14 +100,18 @@ def find(saliency: str | Saliency) -> Saliency:
 
 
 def weights_of(model: nn.Module | None, sums: SliceSums, what: str) -> Mapping[str, nn.Parameter]:
-    """The parameters that some group mentions, by one name each.
+    """The parameters that some group mentions, by the name each has without adapters.
 
     Raises:
         PlanError: there is no model, or its weights are on the meta device.
     """
     if model is None:
         raise PlanError(message(f"saliency {what!r} looks at weights", todo="pass model=, or saliency='random'"))
-    found = {name: p for name, p in model.named_parameters() if name in sums.names}
+    live, parameters = live_names(model), dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, nn.Parameter] = {}
+    for name, first in sums.names.items():
+        if first not in found and name in live:
+            found[first] = parameters[live[name]]
     for name, parameter in found.items():
         if parameter.is_meta:
             raise PlanError(

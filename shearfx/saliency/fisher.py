@@ -38,7 +38,11 @@ def watch(model: nn.Module, collector: Collector) -> Any:
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             tensors = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor) and v.dim()]
-            collector.begin(tensors[0].shape[0] if tensors else 0)
+            # Token ids tell how many tokens there are in all; how many patches an image makes, nothing does.
+            counted = [t for t in tensors if t.dim() > 1 and t.shape[0] == tensors[0].shape[0]]
+            known = any(not t.is_floating_point() for t in counted)
+            tokens = {t.shape[0] * t.shape[1] for t in counted} if known else ()
+            collector.begin(tensors[0].shape[0] if tensors else 0, tokens)
 
     return model.register_forward_pre_hook(begin, with_kwargs=True)
 

@@ -2,7 +2,8 @@
 
 With frozen weights ``x`` and the learnt ``d = gamma * B A``, the displacement ``-d`` is what gradients added up to. The
 four sums that these proxies are made of (``n``, ``||x||^2``, ``<x, d>``, ``||d||^2`` over all weights of a structure)
-come from products of thin matrices; ``BA`` is never formed. Without adapters on the model ``d`` is zero.
+come from products of thin matrices; ``BA`` is never formed. Without adapters on the model the gradient itself stands
+there: ``d = -gradient`` where a parameter has one, else zero.
 
 Source: LoRAShear, section 3.3, and the authors' earlier optimisers (HESSO, arXiv 2409.09085), whose scores are these.
 """
@@ -21,7 +22,7 @@ from shearfx.errors import PlanError, message
 from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group, coordinates
-from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans
+from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
 from shearfx.saliency.base import Progress, Saliency, Scores, register
 
 
@@ -71,7 +72,7 @@ def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -
                 owner, _, leaf = name.rpartition(".")
                 module = modules[owner]
                 one = adapters.get(id(module)) if leaf == "weight" else None
-                along[key] = _along(module, leaf, member.dim, one)
+                along[key] = _along(module, leaf, member.dim, one, bool(adapters))
             squares, inner, delta, each, has = along[key]
             where = coordinates(member.term, member.atom)
             here = where >= 0
@@ -85,29 +86,36 @@ def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -
     return found
 
 
-def _along(module: nn.Module, leaf: str, dim: int, one: LowRank | None) -> tuple[Tensor, Tensor, Tensor, int, bool]:
-    weight = plain_weight(module) if leaf == "weight" else getattr(module, leaf).detach()
+def _along(
+    module: nn.Module, leaf: str, dim: int, one: LowRank | None, adapted: bool
+) -> tuple[Tensor, Tensor, Tensor, int, bool]:
+    parameter = getattr(module, leaf)
+    weight = plain_weight(module) if leaf == "weight" else parameter.detach()
     if weight.is_meta:
         raise PlanError(message(f"a saliency looks at weights, and a {leaf} is on the meta device", todo="load them"))
-    squares = _squares(weight, dim).cpu().double()
+    squares = _sums(weight, weight, dim)
     each = weight.numel() // max(1, weight.shape[dim])
-    if one is None:
+    if one is not None:
+        return squares, one.inner(dim).cpu().double(), one.squares(dim).cpu().double(), each, True
+    gradient = None if adapted else parameter.grad
+    if gradient is None:
         zero = torch.zeros_like(squares)
         return squares, zero, zero, each, False
-    return squares, one.inner(dim).cpu().double(), one.squares(dim).cpu().double(), each, True
+    return squares, -_sums(weight, gradient, dim), _sums(gradient, gradient, dim), each, True
 
 
-def _squares(weight: Tensor, dim: int) -> Tensor:
-    """The sum of squares of each slice, a part of the weight at a time."""
-    total = torch.zeros(weight.shape[dim], dtype=torch.float32, device=weight.device)
-    others = [i for i in range(weight.dim()) if i != dim]
-    for start, stop in spans(len(weight), weight[0].numel()):
-        part = weight[start:stop].float().square()
+def _sums(left: Tensor, right: Tensor, dim: int) -> Tensor:
+    """The sum of products along each slice, a part of the tensors at a time; float64 ``[size]`` on the CPU."""
+    dtype = wider(left.dtype)
+    total = torch.zeros(left.shape[dim], dtype=dtype, device=left.device)
+    others = [i for i in range(left.dim()) if i != dim]
+    for start, stop in spans(len(left), left[0].numel()):
+        part = left[start:stop].to(dtype) * right[start:stop].to(dtype)
         if dim == 0:
             total[start:stop] = part.sum(others) if others else part
         else:
             total += part.sum(others)
-    return total
+    return total.cpu().double()
 
 
 def from_sums(name: str, sums: Sums) -> Tensor:
@@ -155,11 +163,20 @@ class Learnt(Saliency):
         return {name: from_sums(self.name.removeprefix("lora_"), one) for name, one in sums.items()}
 
 
+def reads_adapters(saliency: object) -> bool:
+    """Whether a saliency looks at what adapters hold, which is nothing right after a merge."""
+    parts = getattr(saliency, "weights", None)
+    names = parts if isinstance(parts, Mapping) else [getattr(saliency, "name", "")]
+    return any(str(name).startswith("lora_") for name in names)
+
+
 def check_learnt(sums: Mapping[str, Sums], what: str) -> None:
     """Raise PlanError where no adapter has learnt anything; warn where most of the weights have none."""
     if not any(bool(one.delta.any()) for one in sums.values()):
         todo = "train adapters first (warmup=), or choose a saliency that looks at weights or data"
-        raise PlanError(message(f"saliency {what!r} reads what LoRA learnt, and BA is zero everywhere", todo=todo))
+        raise PlanError(
+            message(f"saliency {what!r} reads what LoRA learnt (or gradients), and that is zero everywhere", todo=todo)
+        )
     bare = [name for name, one in sums.items() if one.adapted < 0.5]
     if len(bare) > len(sums) / 2:
         warnings.warn(

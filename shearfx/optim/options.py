@@ -1,0 +1,92 @@
+"""What LHSPG can be asked for, and what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from shearfx.errors import PlanError, message
+from shearfx.gating.gates import Gates
+from shearfx.low_rank import LowRank
+from shearfx.saliency import Scores
+from shearfx.saliency.combined import Combined
+
+Merge = Literal["end", "period", "never"]
+Variant = Literal["adamw", "sgd"]
+Carry = Literal["gates", "weights"]
+
+
+def paper() -> dict[str, Any]:
+    """Algorithm 4 as it is printed: K structures, whatever their size, by the five scores of the authors' code ranked
+    over all groups; weights fade by equation (2), and every period ends with a merge."""
+    return {
+        "carrier": "weights", "merge": "period", "saliency": Combined(), "ranking": "loss", "unit": "structures",
+        "penalty": "ramp", "half_space_eps": 0.0, "floor": 0.0,
+    }  # fmt: skip
+
+
+def check(
+    target: int | float, epsilon: float, penalty: str, strength: float, merge: str, variant: str,
+    ranking: str | None, carrier: str, data: Any,
+) -> None:  # fmt: skip
+    """Raise PlanError for options that make no sense."""
+    where = "LHSPG(...)"
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or target < 0 or target != target:
+        raise PlanError(message(f"target={target!r} is no amount", where=where, todo="pass 0.2 for 20%"))
+    if isinstance(target, float) and target >= 1:
+        raise PlanError(message(f"a share of {target:g} is not below 1", where=where, todo="pass 0.2 for 20%"))
+    for name, value, known in (
+        ("penalty", penalty, ("ramp", "constant")), ("merge", merge, ("end", "period", "never")),
+        ("variant", variant, ("adamw", "sgd")), ("ranking", ranking, (None, "loss", "relative")),
+        ("carrier", carrier, ("gates", "weights")),
+    ):  # fmt: skip
+        if value not in known:
+            raise PlanError(message(f"there is no {name} {value!r}", where=where, todo=f"choose one of {known}"))
+    if epsilon != epsilon or epsilon >= 1:
+        what = f"half_space_eps={epsilon!r} would zero every structure at once"
+        raise PlanError(message(what, where=where, todo="pass a number below 1; -inf for no test"))
+    if not 0 <= strength < float("inf") or (penalty == "constant" and strength == 0):
+        raise PlanError(
+            message(f"a constant penalty of {strength:g} fades nothing", where=where, todo="pass strength=")
+        )
+    if data is not None and iter(data) is data:
+        what = f"data= is a {type(data).__name__}, which can be read once; every period reads it"
+        raise PlanError(message(what, where=where, todo="pass a list, or something else that starts anew"))
+
+
+def check_gated(gates: Gates, adapters: Mapping[str, LowRank]) -> None:
+    """Raise PlanError where a gate would scale a weight and leave out what its adapter adds."""
+    bases = {id(one.weight): one.path for one in adapters.values()}
+    for place in gates.places.weights:
+        if id(place.parameter) in bases:
+            what = f"{place.group} is gated in a weight that has an adapter, which the gate would not reach"
+            todo = 'pass carrier="weights", or leave the layer out of target_modules='
+            raise PlanError(message(what, where=bases[id(place.parameter)], todo=todo))
+
+
+def check_scores(scores: Scores, gone: Mapping[str, Sequence[int]]) -> None:
+    """Raise PlanError where no structure that is still there is less salient than another of its group."""
+    if not any(_differ(score, gone.get(name, ())) for name, score in scores.items()):
+        todo = "choose another saliency, or train first (warmup=)"
+        raise PlanError(message("all structures of every group score alike, so none is less salient", todo=todo))
+
+
+def _differ(score: torch.Tensor, gone: Iterable[int]) -> bool:
+    here = torch.ones(len(score), dtype=torch.bool)
+    here[list(gone)] = False
+    left = score[here.to(score.device)]
+    return bool((left != left[:1]).any())
+
+
+def check_state(own: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise PlanError where a state is of a run with other options."""
+    what = ""
+    if list(own["schedule"]) != here["schedule"] or own["carrier"] != here["carrier"]:
+        what = f"the state is of a run with schedule {list(own['schedule'])} and a {own['carrier']}"
+    elif abs(own["amount"] - here["amount"]) > 1e-6 * max(1.0, here["amount"]):
+        what = f"the state is of a run with a target of {own['amount']:g}"
+    if what:
+        where = f"this one has {here['schedule']}, {here['carrier']}, {here['amount']:g}"
+        raise PlanError(message(what, where=where, todo="use the same options"))

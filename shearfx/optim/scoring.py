@@ -1,0 +1,140 @@
+"""Where LHSPG's scores come from: collected from training itself, computed when a period begins, or given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import shearfx.saliency as saliencies
+from shearfx.errors import PlanError, message
+from shearfx.gating.collector import Collector
+from shearfx.gating.gates import Gates
+from shearfx.gradients import Loss
+from shearfx.graph import Graph, Group
+from shearfx.saliency import Saliency, Scores
+from shearfx.saliency.fisher import check_seen, watch
+from shearfx.saliency.learnt import reads_adapters
+
+ACCUMULATED = ("fisher", "taylor")
+"""Saliencies that training itself collects, at no further passes."""
+
+
+class Scorer:
+    """Scores every structure of some groups, each period anew.
+
+    Args:
+        graph, model, groups: what is scored.
+        saliency: a name or a saliency; ``fisher`` and ``taylor`` without data are collected from training.
+        data, loss, seed: for saliencies that need them.
+        scores: fixed scores instead.
+
+    Raises:
+        PlanError: there is no such saliency.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        model: nn.Module,
+        groups: Sequence[Group],
+        saliency: str | Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        seed: int,
+        scores: Scores | None,
+    ) -> None:
+        self.graph, self.model, self.groups = graph, model, list(groups)
+        self.data, self.loss, self.seed, self.scores = data, loss, seed, scores
+        self.collects = bool(self.groups) and scores is None and data is None and saliency in ACCUMULATED
+        if self.collects or scores is not None or not self.groups:
+            self.name, self.saliency = str(getattr(saliency, "name", saliency)), None
+        else:
+            self.saliency = saliencies.find(saliency)
+            self.name = self.saliency.name
+        self.collector: Collector | None = None
+        self.before_merge: Scores | None = None
+        self._gates: Gates | None = None
+        self._watch: Any = None
+
+    @property
+    def unit(self) -> Literal["loss", "relative"]:
+        """The unit of the scores; given ones are taken to have none."""
+        if self.saliency is not None:
+            return self.saliency.unit
+        return "loss" if self.collects else "relative"
+
+    def attach(self, gates: Gates) -> None:
+        """Collect what backward passes bring, where that is what is asked for.
+
+        Raises:
+            PlanError: the gates do not see a group.
+        """
+        self._gates = gates
+        if self.collects:
+            check_seen(gates, self.name)
+            self.collector = gates.collector = Collector({g.name: g.size for g in self.groups})
+            self._watch = watch(self.model, self.collector)
+
+    def detach(self) -> None:
+        """Take the hook off the model."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+
+    def flush(self) -> None:
+        """The backward passes of a step are over."""
+        if self.collector is not None:
+            self.collector.flush()
+
+    def take(self, period: int) -> Scores:
+        """The scores for the choice that begins a period; collecting starts anew with :meth:`reset`.
+
+        Raises:
+            PlanError: nothing was collected, or whatever the saliency raises.
+        """
+        if self.scores is not None:
+            return self.scores
+        if self.before_merge is not None:
+            return self.before_merge
+        if self.collector is None:
+            return self._compute(period)
+        if not self.collector.sequences or not self.collector.number:
+            what = f"no backward pass was seen before period {period}: saliency {self.name!r} knows nothing"
+            todo = "call the very model that LHSPG was given, and backward() between steps, or pass scores="
+            raise PlanError(message(what, todo=todo))
+        found = self.collector.square if self.name == "fisher" else self.collector.absolute
+        return {name: value / self.collector.sequences for name, value in found.items()}
+
+    def foresee(self, period: int) -> None:
+        """A merge is to come: what reads adapters scores now for the period that begins then, as BA is zero after."""
+        if self.saliency is not None and reads_adapters(self.saliency):
+            self.before_merge = self._compute(period)
+
+    def reset(self) -> None:
+        """The scores were used."""
+        self.before_merge = None
+        if self.collector is not None:
+            self.collector.reset()
+
+    def _compute(self, period: int) -> Scores:
+        assert self.saliency is not None
+        return self.saliency.score(
+            self.graph, self.model, groups=self.groups, data=self.data, loss=self.loss, seed=self.seed + period
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was collected, and scored ahead."""
+        return {
+            "collector": None if self.collector is None else self.collector.state_dict(),
+            "before_merge": None if self.before_merge is None else dict(self.before_merge),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        ahead = state["before_merge"]
+        self.before_merge = None if ahead is None else {name: torch.as_tensor(s).cpu() for name, s in ahead.items()}
+        if self.collector is not None and state["collector"] is not None:
+            self.collector.load_state_dict(state["collector"])
