@@ -63,9 +63,7 @@ class Chooser:
             amount = float(round(amount))
         most = self.most_possible() if amount else 0
         if amount > most:
-            what = (
-                f"a target of {target:g} asks for {amount:.0f} {self.unit}, and at most {most} of {self.total} can go"
-            )
+            asked = f"a target of {target:g} asks for {amount:.0f} {self.unit}"
             share = int(1e4 * most / max(self.total, 1)) / 1e4
             todo = f"ask for at most {share:g}, or a smaller floor, or more kinds"
             what = f"{asked}, and at most {most} of {self.total} can go"
