@@ -7,8 +7,17 @@ if TYPE_CHECKING:
     from shearfx.analysis import trace
     from shearfx.checkpoints import load, save
     from shearfx.construction import construct
-    from shearfx.errors import CheckpointError, DataError, PlanError, ShearError, SoundnessError, TraceError
+    from shearfx.errors import (
+        CheckpointError,
+        DataError,
+        PlanError,
+        ShearError,
+        SoundnessError,
+        TraceError,
+        TrainingError,
+    )
     from shearfx.masking import mask
+    from shearfx.pipeline import Sheared, shear
     from shearfx.planning import plan
     from shearfx.pruning_plan import PruningPlan
     from shearfx.verification import verify
@@ -21,13 +30,16 @@ __all__ = [
     "PlanError",
     "PruningPlan",
     "ShearError",
+    "Sheared",
     "SoundnessError",
     "TraceError",
+    "TrainingError",
     "construct",
     "load",
     "mask",
     "plan",
     "save",
+    "shear",
     "trace",
     "verify",
 ]
@@ -35,6 +47,8 @@ __all__ = [
 _HOMES = {
     "trace": "analysis",
     "plan": "planning",
+    "shear": "pipeline",
+    "Sheared": "pipeline",
     "PruningPlan": "pruning_plan",
     "construct": "construction",
     "mask": "masking",
@@ -42,7 +56,8 @@ _HOMES = {
     "save": "checkpoints",
     "load": "checkpoints",
     **dict.fromkeys(
-        ("CheckpointError", "DataError", "PlanError", "ShearError", "SoundnessError", "TraceError"), "errors"
+        ("CheckpointError", "DataError", "PlanError", "ShearError", "SoundnessError", "TraceError", "TrainingError"),
+        "errors",
     ),
 }
 """Where each public name lives. Imported when first used, so that ``import shearfx`` costs nothing."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shearfx.errors import CheckpointError, message
 
-__all__ = ["PLAN_FILE", "check_free", "new_folder", "write_text"]
+__all__ = ["PLAN_FILE", "check_free", "new_folder", "replace_folder", "write_text"]
 
 PLAN_FILE = "shearfx_plan.json"
 """What marks a folder as one that shearfx wrote."""
@@ -34,6 +34,14 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     """
     target = Path(os.path.abspath(Path(path).expanduser()))
     check_free(target, overwrite)
+    with replace_folder(target) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The same, where whatever lies at ``path`` is shearfx's own and may be replaced."""
+    target = Path(os.path.abspath(Path(path).expanduser()))
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,3 +49,7 @@ def message(what: str, *, where: str = "", todo: str = "") -> str:
     if todo:
         lines.append(f"  do:    {todo}")
     return "\n".join(lines)
+
+
+class TrainingError(ShearError):
+    """Training cannot start, cannot go on, or has diverged."""

@@ -70,8 +70,8 @@ def pack(
     Pretraining text: irregular characters are removed (:func:`~shearfx.data.text_cleaning.clean_text`) and only
     paragraphs of more than ``min_tokens`` tokens stay (0: all); paragraphs are what blank lines separate, or lines in a
     document without blank lines.  Each document begins with the beginning-of-sequence token if the tokenizer itself
-    puts one there, and ends with the end-of-sequence token if there is one; one after the other they are cut into windows
-    without gaps or padding.  All tokens are labels.  What does not fill the last window is left out.
+    puts one there, and ends with the end-of-sequence token if there is one; one after the other they are cut into
+    windows without gaps or padding.  All tokens are labels.  What does not fill the last window is left out.
 
     Instructions: characters are cleaned alike, and every dialogue is written out in the ``template``: ``"chat"``, the
     tokenizer's own; ``"alpaca"``; ``"auto"``, the first if there is one.  Labels are what the assistant says and the

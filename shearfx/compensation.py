@@ -1,0 +1,156 @@
+"""Closed-form compensation at the cut: what stays takes over, by least squares, what the removed structures did.
+
+A layer that reads a cut group computes ``y = W x``. Without the removed inputs the best it can do is
+``W' x_S`` with ``W' = W H[:, S] (H[S, S] + ridge)^-1`` and ``H = sum of x x^T`` over calibration data.
+
+Source: the reconstruction of SparseGPT (arXiv 2301.00774), equation 2, and of channel pruning (He et al. 2017, arXiv
+1707.06168), equation 4; LoRAShear has no such step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shearfx.errors import PlanError, message
+from shearfx.gating.sites import GateSite, places
+from shearfx.graph import Graph
+from shearfx.pruning_plan import PruningPlan
+
+RIDGE = 1e-2
+"""Of the mean of the diagonal of H: what keeps the solution from chasing the calibration data."""
+
+
+class Moments:
+    """Second moments of the inputs of the layers that read some groups, gathered as the model runs.
+
+    Args:
+        graph: the analysis of the model, or of its base without adapters.
+        model: the live model.
+        plan: what will be cut; only layers that read one of its groups are watched.
+
+    Memory: float32 ``[inputs, inputs]`` for each such layer.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module, plan: PruningPlan) -> None:
+        cut = {c.name: c for c in plan.cuts}
+        groups = [g for g in graph.groups if g.name in cut]
+        self.kept: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self._sites: list[GateSite] = []
+        for site in places(graph, model, groups).sites:
+            if site.side != "in" or not isinstance(_base(site.module), (nn.Linear, Conv1D)):
+                continue
+            gone = torch.zeros(site.size, dtype=torch.bool)
+            for name, where in site.where:
+                stays = torch.zeros(cut[name].size + 1, dtype=torch.bool)
+                stays[list(cut[name].kept)] = True
+                stays[-1] = True
+                gone |= ~stays[where]
+            self.kept[site.path] = (~gone).nonzero().flatten()
+            self._sites.append(site)
+
+    @contextmanager
+    def watching(self) -> Iterator[Moments]:
+        """For the while, forward passes add to the moments."""
+
+        def hook_of(path: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                rows = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+                if path not in self.sums:
+                    self.sums[path] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+                self.sums[path].addmm_(rows.T, rows)
+
+            return hook
+
+        hooks = [site.module.register_forward_pre_hook(hook_of(site.path)) for site in self._sites]
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def solve(self, path: str, weight: Tensor, ridge: float = RIDGE) -> Tensor:
+        """The weight for the kept inputs that comes closest to the full one, in the weight's dtype.
+
+        Args:
+            path: of the layer in the live model.
+            weight: the full one, ``[out, in]``.
+            ridge: share of the mean of the diagonal.
+
+        Returns:
+            ``[out, kept]``.
+        """
+        kept = self.kept[path].to(weight.device)
+        moments = self.sums[path].to(weight.device).double()
+        inner = moments[kept][:, kept]
+        # The ridge pulls towards the plain cut, not towards zero: what the data does not show stays as it was.
+        removed = torch.ones(len(moments), dtype=torch.bool, device=weight.device)
+        removed[kept] = False
+        cross = moments[:, kept][removed]
+        damped = inner + ridge * inner.diagonal().mean().clamp(min=1e-12) * torch.eye(len(kept), device=inner.device)
+        full = weight.double()
+        change = torch.linalg.solve(damped, (full[:, removed] @ cross).T).T
+        fitted: Tensor = full[:, kept] + change
+        return fitted.to(weight.dtype)
+
+
+def compensate_cut(
+    graph: Graph,
+    model: nn.Module,
+    small: nn.Module,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    run: Callable[[nn.Module, Any], Any],
+    *,
+    ridge: float = RIDGE,
+) -> int:
+    """Replace the weights of the layers that read what was cut, in the small model, by their least-squares fit.
+
+    Args:
+        graph: the analysis of the model.
+        model: the full model; left as it was.
+        small: what :func:`shearfx.construct` made of it, in the original class; changed in place.
+        plan: the plan it was made with.
+        batches: calibration data.
+        run: calls a model on a batch.
+        ridge: share of the mean of the diagonal that is added.
+
+    Returns:
+        The number of layers that were fitted.
+
+    Raises:
+        PlanError: no layer can be fitted.
+    """
+    moments = Moments(graph, model, plan)
+    if not moments.kept:
+        todo = "leave out compensation"
+        raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
+    with moments.watching(), torch.no_grad():
+        for batch in batches:
+            run(model, batch)
+    for path in moments.kept:
+        if path not in moments.sums:
+            continue
+        full, cut = _base(model.get_submodule(path)), _base(small.get_submodule(path))
+        with torch.no_grad():
+            turned = isinstance(full, Conv1D)
+            weight: Tensor = full.weight  # type: ignore[assignment]
+            new = moments.solve(path, weight.T if turned else weight, ridge)
+            rows = plan.kept.get(f"{path}.weight", {}).get(1 if turned else 0)
+            if rows is not None:
+                new = new[rows.to(new.device)]
+            target: Tensor = cut.weight  # type: ignore[assignment]
+            target.copy_((new.T if turned else new).to(target.device, target.dtype))
+    return len(moments.sums)
+
+
+def _base(module: nn.Module) -> nn.Module:
+    getter = getattr(module, "get_base_layer", None)
+    return getter() if callable(getter) else module

@@ -1,0 +1,262 @@
+"""Everything that a run of LoRAShear can be asked, by the same names in Python, YAML and on the command line.
+
+The defaults are what won by measurement; :meth:`ShearConfig.paper` is the method as the paper prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from shearfx.errors import PlanError, message
+
+Gamma = float | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class ShearConfig:
+    """What :func:`shearfx.shear` does. All numbers are checked before anything is loaded."""
+
+    # -- what is cut
+    ratio: float = 0.2
+    """Share of the parameters that goes."""
+    of: Literal["all", "without_embeddings"] = "all"
+    """What the ratio is a share of: all unique parameters, or those outside of embeddings."""
+    kinds: tuple[str, ...] = ("ffn", "heads")
+    """Kinds of groups that may be cut."""
+    exclude: tuple[str, ...] = ()
+    """Globs over module paths that stay whole."""
+    floor: float = 0.1
+    """Share of every group that stays at least."""
+    round_to: int = 1
+    """Dims of parameters that change become multiples of this."""
+
+    # -- data
+    pretrain: tuple[str, ...] = ()
+    """Sources of text: files, folders, or names on the hub."""
+    instruct: tuple[str, ...] = ()
+    """Sources of instructions."""
+    min_tokens: int = 0
+    """Paragraphs of text with no more tokens are left out (the paper: 64)."""
+    max_tokens: int | None = 2_000_000
+    """Tokens read of each source."""
+    sequence_length: int = 256
+    """Tokens of a window."""
+    validation: int = 8
+    """Windows of every source that are held out: judged by, never trained on."""
+
+    # -- Algorithm 3
+    gamma: Gamma = None
+    """Share of the node groups that becomes unprunable; "auto" reads it off the deviations; None skips the analysis."""
+    knowledge_ratios: tuple[float, ...] = (0.5,)
+    """Ratios at which every node group is pruned alone."""
+    knowledge_windows: int = 8
+    """Windows that deviations are measured on."""
+
+    # -- Algorithm 4
+    saliency: str = "fisher"
+    """Proxy that ranks structures."""
+    scoring_windows: int = 32
+    """Windows that a proxy looks at, where it looks at data."""
+    prune_share: float = 0.0
+    """Share of the training steps that LHSPG gets; 0 cuts at once and leaves all steps to recovery."""
+    warmup: float = 0.2
+    """Share of LHSPG's steps before the first period."""
+    periods: int = 5
+    """Periods of progressive pruning."""
+    penalty: Literal["ramp", "constant"] = "ramp"
+    """How redundant structures fade."""
+    strength: float = 0.0
+    """Lambda of the constant penalty."""
+    half_space_eps: float = float("-inf")
+    """Epsilon of the half-space test; -inf for none."""
+    carrier: Literal["gates", "weights"] = "gates"
+    """What fades: gates, or the weights themselves as in equation (2)."""
+    merge: Literal["end", "period", "never"] = "end"
+    """When adapters are merged into the weights."""
+    compensation: bool = True
+    """Whether the layers that read what is cut at once are fitted to the full model by least squares."""
+
+    # -- Algorithm 5
+    rounds: int = 4
+    """Rounds of a recovery stage; each chooses its subset anew."""
+    balance: float = 0.2
+    """Share of a subset that is drawn evenly from all sources; 1 for uniform recovery."""
+    tolerance: float = 0.01
+    """Recovery stops when degradation falls by less than this share over two rounds."""
+    distill: float = 0.5
+    """Share of the full model's word in the loss."""
+
+    # -- training
+    tokens: int | None = 400_000
+    """Tokens to train on, all stages together."""
+    minutes: float | None = None
+    """Wall clock of the whole run instead."""
+    rank: int = 16
+    """Of the adapters."""
+    alpha: int = 32
+    """Numerator of the adapters' scaling."""
+    dropout: float = 0.0
+    """In front of the adapters."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layers that get adapters, as PEFT names them."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    batch_size: int = 4
+    """Windows of a microbatch."""
+    accumulate: int = 1
+    """Microbatches of a step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: half as fast again, far less memory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights while training; auto takes bfloat16 where the hardware has it."""
+    device: str = "auto"
+    """One GPU where there is one, else the CPU."""
+    seed: int = 0
+    """Of all draws."""
+    checkpoint_seconds: float = 60.0
+    """What a run that is killed loses at most."""
+    recipe: Literal["default", "paper"] = "default"
+    """Where the defaults come from."""
+
+    @classmethod
+    def paper(cls, **changes: Any) -> ShearConfig:
+        """The method as the paper prints it, where it says; changes on top."""
+        return dataclasses.replace(cls(**PAPER), **changes)
+
+    @classmethod
+    def of_mapping(cls, values: Mapping[str, Any]) -> ShearConfig:
+        """From names and values, as they come from YAML or a command line.
+
+        Raises:
+            PlanError: an unknown name, a value of the wrong kind, or one out of range.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                near = [k for k in known if k.startswith(str(name)[:3])]
+                todo = f"names are: {', '.join(near or known)}"
+                raise PlanError(message(f"a run has no option {name!r}", where="configuration", todo=todo))
+        recipe = values.get("recipe", "default")
+        base: dict[str, Any] = dict(PAPER) if recipe == "paper" else {}
+        if values.get("minutes") is not None and values.get("tokens") is None:
+            base["tokens"] = None
+        made = {name: _as(known[name].type, value, name) for name, value in values.items()}
+        config = cls(**(base | made))
+        config.check()
+        return config
+
+    @classmethod
+    def read(cls, path: Path, **changes: Any) -> ShearConfig:
+        """From a YAML file; changes on top.
+
+        Raises:
+            PlanError: the file is not there, no YAML, or holds what :meth:`of_mapping` refuses.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            what = f"the configuration cannot be read: {' '.join(str(error).split())}"
+            raise PlanError(message(what, where=str(path), todo="write `name: value` lines")) from error
+        if not isinstance(values, dict):
+            raise PlanError(message("the configuration holds no names", where=str(path), todo="write `name: value`"))
+        return cls.of_mapping(values | changes)
+
+    def to_yaml(self) -> str:
+        """All names and values, readable by :meth:`read`."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def check(self) -> None:
+        """Raise PlanError unless the values make sense together."""
+        ranges: dict[str, tuple[float, float]] = {
+            "ratio": (0, 1), "floor": (0, 1), "prune_share": (0, 1), "warmup": (0, 1), "balance": (0, 1),
+            "distill": (0, 1), "dropout": (0, 1),
+        }  # fmt: skip
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            inside = least < value < most if name == "ratio" else least <= value <= most
+            if not inside or (name in ("floor", "warmup", "dropout") and value == 1):
+                raise _bad(name, value, "a share between 0 and 1")
+        for name in ("sequence_length", "validation", "scoring_windows", "periods", "rounds", "rank", "batch_size",
+                     "accumulate", "round_to", "knowledge_windows", "alpha"):  # fmt: skip
+            least = 2 if name == "sequence_length" else 1
+            if getattr(self, name) < least:
+                raise _bad(name, getattr(self, name), f"a whole number of at least {least}")
+        for name in ("lr", "alpha", "checkpoint_seconds"):
+            if not getattr(self, name) > 0:
+                raise _bad(name, getattr(self, name), "a positive number")
+        if isinstance(self.gamma, float) and not 0 <= self.gamma < 1:
+            raise _bad("gamma", self.gamma, 'a share below 1, "auto" or null')
+        if not all(0 < ratio < 1 for ratio in self.knowledge_ratios) or not self.knowledge_ratios:
+            raise _bad("knowledge_ratios", self.knowledge_ratios, "shares between 0 and 1")
+        if (self.tokens is None) == (self.minutes is None):
+            what = f"tokens={self.tokens} and minutes={self.minutes}: a run has one budget"
+            raise PlanError(message(what, where="configuration", todo="set one, and the other to null"))
+        if (self.tokens is not None and self.tokens < 0) or (self.minutes is not None and self.minutes <= 0):
+            raise _bad("tokens or minutes", self.tokens or self.minutes, "a positive number")
+        if self.merge == "period" and self.carrier == "gates" and self.distill > 0:
+            what = "merging every period changes the weights that the full model's word comes from"
+            raise PlanError(message(what, where="merge, distill", todo="set distill: 0, or merge: end"))
+
+
+PAPER: dict[str, Any] = {
+    "recipe": "paper", "min_tokens": 64, "gamma": 0.2, "saliency": "combined", "prune_share": 0.5,
+    "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "compensation": False, "distill": 0.0,
+}  # fmt: skip
+"""What the paper says, or its authors' code; it gives no numbers for gamma, the ratios, periods or steps."""
+
+
+def _bad(name: str, value: Any, wanted: str) -> PlanError:
+    return PlanError(message(f"{name}: {value!r} is not {wanted}", where="configuration", todo="correct it"))
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    """A value as a field keeps it: lists become tuples, whole numbers floats where one is kept."""
+    text = str(kind)
+    if text.startswith("tuple"):
+        items = (value,) if isinstance(value, (str, int, float)) else value
+        if not isinstance(items, (list, tuple)):
+            raise _bad(name, value, "a list")
+        wanted: type | tuple[type, ...] = (int, float) if "float" in text else str
+        if not all(isinstance(item, wanted) and not isinstance(item, bool) for item in items):
+            raise _bad(name, value, "a list of numbers" if "float" in text else "a list of texts")
+        return tuple(float(i) for i in items) if "float" in text else tuple(items)
+    if value is None:
+        if "None" in text or text == "Gamma":
+            return None
+        raise _bad(name, value, f"a {text}")
+    if text.startswith("Literal"):
+        choices = [part.strip().strip("'\"") for part in text[text.index("[") + 1 : -1].split(",")]
+        if value not in choices:
+            raise _bad(name, value, f"one of {', '.join(choices)}")
+        return value
+    if text == "bool":
+        if not isinstance(value, bool):
+            raise _bad(name, value, "true or false")
+        return value
+    if text.startswith("str"):
+        if not isinstance(value, str):
+            raise _bad(name, value, "a text")
+        return value
+    if text == "Gamma" and value == "auto":
+        return value
+    if isinstance(value, str) and "float" in text + "Gamma":
+        try:
+            value = float(value)  # YAML takes 1e-3 for a text
+        except ValueError:
+            raise _bad(name, value, "a number") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _bad(name, value, "a number")
+    if text.startswith("int"):
+        if float(value) != int(value):
+            raise _bad(name, value, "a whole number")
+        return int(value)
+    return float(value)

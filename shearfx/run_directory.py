@@ -1,0 +1,102 @@
+"""The folder of a run: what was asked, what happened, what came out. Written so that a run can be cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from shearfx.config import ShearConfig
+from shearfx.errors import CheckpointError, message
+
+CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.jsonl", "environment.json"
+
+
+class RunDirectory:
+    """One run's folder.
+
+    ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step or round), ``stages.json``
+    (what each finished stage found), ``plan.json``, ``state/`` (checkpoints), ``cut/`` and ``model/`` (results).
+    """
+
+    def __init__(self, path: Path, model: str, config: ShearConfig, *, resume: bool) -> None:
+        self.path, self.model = path, model
+        asked = f"# model: {json.dumps(model)}\n{config.to_yaml()}"
+        try:
+            if (path / CONFIG).is_file():
+                self._check_same(asked, resume)
+            elif path.exists() and any(path.iterdir()):
+                todo = "name a new folder"
+                raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                self.write(ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+                self.write(CONFIG, asked)
+        except OSError as error:
+            what = f"the run's folder cannot be written: {error.strerror}"
+            raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
+        self.records: dict[str, Any] = self._read_records()
+        self._metrics = (path / METRICS).open("a", encoding="utf-8")
+
+    def _check_same(self, asked: str, resume: bool) -> None:
+        where = str(self.path)
+        if not resume:
+            todo = "pass resume=True (--resume) to go on with it, or name a new folder"
+            raise CheckpointError(message("a run is in this folder", where=where, todo=todo))
+        before = (self.path / CONFIG).read_text(encoding="utf-8")
+        if before != asked:
+            changed = [new for new in asked.splitlines() if new not in before.splitlines()]
+            todo = "resume with what config.yaml says, or name a new folder"
+            raise CheckpointError(message(f"the run there was asked for something else: {changed[0]}", where=where,
+                                          todo=todo))  # fmt: skip
+
+    def _read_records(self) -> dict[str, Any]:
+        path = self.path / RECORDS
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            what, todo = "the record of finished stages is damaged", "remove it: finished stages are done again"
+            raise CheckpointError(message(what, where=str(path), todo=todo)) from error
+        return dict(found)
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return stage in self.records
+
+    def finish(self, stage: str, record: dict[str, Any]) -> None:
+        """Record what a stage found; it is not done again."""
+        self.records[stage] = record
+        self.write(RECORDS, json.dumps(self.records, indent=1) + "\n")
+
+    def log(self, event: str, **values: Any) -> None:
+        """Add a line to the metrics."""
+        self._metrics.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+        self._metrics.flush()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the configuration."""
+    import peft
+
+    import shearfx
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "shearfx": shearfx.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "peft": peft.__version__, "python": platform.python_version(), "machine": platform.machine(),
+        "processors": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
+    }  # fmt: skip

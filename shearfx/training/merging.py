@@ -1,0 +1,52 @@
+"""What adapters learnt, added to the weights of another copy of the model: full size or cut, in its own precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.adapters import base_name
+from shearfx.low_rank import LowRank, spans
+from shearfx.pruning_plan import PruningPlan
+
+
+@torch.no_grad()
+def merge_into(target: nn.Module, adapters: Mapping[str, LowRank], plan: PruningPlan | None = None) -> int:
+    """Add ``scaling * BA`` of every adapter to the weight of the same name in another model.
+
+    A model trained in bfloat16 is so merged into float32 weights, where the small displacement is not rounded away.
+
+    Args:
+        target: without adapters; changed in place.
+        adapters: of the trained model (see :func:`shearfx.low_rank.adapters_of`); left as they are.
+        plan: where the target is what this plan made of the trained model's base: rows and columns are cut alike.
+
+    Returns:
+        How many weights were changed.
+    """
+    own = dict(target.named_parameters(remove_duplicate=False))
+    done = 0
+    for one in adapters.values():
+        name = base_name(f"{one.path}.base_layer.weight")
+        assert name is not None
+        _add(own[name], one, {} if plan is None else plan.kept.get(name, {}))
+        done += 1
+    return done
+
+
+def _add(weight: nn.Parameter, one: LowRank, kept: dict[int, Tensor]) -> None:
+    a, b = one.a.detach().float(), one.b.detach().flatten(1).float()
+    for dim, index in kept.items():
+        at = index.to(a.device)
+        if one.side(dim) == "out":
+            b = b[at]
+        else:
+            a = a.index_select(1, at)
+    a = a.flatten(1)
+    rows = weight.data.T if one.transposed else weight.data
+    for start, stop in spans(len(rows), rows[0].numel()):
+        part = rows[start:stop]
+        delta = (b[start:stop] @ a).reshape(part.shape).to(part.device)
+        part.copy_(part.double() + one.scaling * delta.double())
