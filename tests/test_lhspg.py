@@ -77,7 +77,9 @@ def test_an_equal_share_more_is_zero_after_each_period_and_stays(
     scores = {name: score * scale for name, score in scores_of("perceptron", seed).items()}
     opt = optimizer("perceptron", model, target=target, warmup=warmup, periods=periods, period_length=length,
                     carrier=carrier, ranking=ranking, scores=scores, half_space_eps=epsilon)  # fmt: skip
-    schedule, before, counts = Schedule(warmup, periods, length), {}, []
+    schedule = Schedule(warmup, periods, length)
+    before: dict[str, list[int]] = {}
+    counts: list[int] = []
     for step in range(schedule.steps + 2):
         by_hand(model, step)
         opt.step()
@@ -131,7 +133,7 @@ def test_a_structure_falls_if_its_trial_leaves_the_half_space_or_the_period_ends
     """Equation (2) and line 8 with every vector written out."""
     seed, width = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 6))
     left, epsilon = data.draw(st.integers(1, 12)), data.draw(st.floats(-2, 0.99))
-    penalty = data.draw(st.sampled_from(["ramp", "constant"]))
+    penalty: Any = data.draw(st.sampled_from(["ramp", "constant"]))
     strength = data.draw(st.floats(0.01, 3))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(4, width, generator=generator, dtype=torch.float64)
@@ -155,7 +157,8 @@ def displaced(model: nn.Module) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer):
             name = path.removeprefix("base_model.model.") + ".weight"
-            found[name] = module.get_delta_weight("default").detach().clone()  # type: ignore[operator]
+            layer: Any = module
+            found[name] = layer.get_delta_weight("default").detach().clone()
     return found
 
 
@@ -315,12 +318,12 @@ def test_what_shares_nothing_with_what_fades_sees_the_plain_optimiser(name: str,
     (group,) = opt.zeros
     own = {m.name: (m.dim, m.indices[opt.zeros[group]].flatten()) for m in groups[0].groups[0].members}
     transposed, cut = name == "gpt2", 0
-    for (key, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+    for (key, parameter), beside in zip(model.named_parameters(), plain.parameters(), strict=True):
         base = (
             key.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight").replace(".base_layer", "")
         )
         dim, index = own.get(f"{base}.weight", (-1, torch.zeros(0)))
-        mine, theirs = mine.detach().clone(), theirs.detach().clone()
+        mine, theirs = parameter.detach().clone(), beside.detach().clone()
         if "lora_" in key and dim >= 0:
             out = (dim == 0) ^ transposed
             if out == ("lora_B" in key):
@@ -343,7 +346,7 @@ def test_what_shares_nothing_with_what_fades_sees_the_plain_optimiser(name: str,
 
 @pytest.mark.parametrize("variant", ["adamw", "sgd"])
 @pytest.mark.parametrize("lora", [None, {}])
-def test_with_target_zero_and_no_merge_it_is_the_plain_optimiser(lora: dict[str, Any] | None, variant: str) -> None:
+def test_with_target_zero_and_no_merge_it_is_the_plain_optimiser(lora: dict[str, Any] | None, variant: Any) -> None:
     name = "perceptron" if lora is None else "llama"
     model, plain = fresh(name, lora), fresh(name, lora)
     options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
@@ -415,7 +418,7 @@ def test_a_tied_weight_is_not_merged_into() -> None:
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "convolutions", "perceptron"])
 def test_each_periods_end_is_a_smaller_model_that_computes_the_same(name: str, carrier: str) -> None:
-    lora = {} if name in ("llama", "gpt2") else None
+    lora: dict[str, Any] | None = {} if name in ("llama", "gpt2") else None
     model = fresh(name, lora, torch.float64)
     opt = optimizer(name, model, target=6, carrier=carrier, merge="period", warmup=1, periods=3, period_length=2)
     sizes = []

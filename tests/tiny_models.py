@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -56,7 +56,8 @@ def llama() -> nn.Module:
         "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.3,
     }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**sizes))
+    return model.eval()
 
 
 def gpt2() -> nn.Module:
@@ -66,7 +67,8 @@ def gpt2() -> nn.Module:
         "vocab_size": VOCAB, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "n_inner": 24,
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    return GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes))
+    return model.eval()
 
 
 def convolutions() -> nn.Module:
@@ -124,8 +126,9 @@ def fresh(name: str, lora: dict[str, Any] | None = None, dtype: torch.dtype = to
     if lora is None:
         return model
     torch.manual_seed(5)
-    options = {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"} | lora
-    return get_peft_model(model, LoraConfig(**options), autocast_adapter_dtype=False)
+    defaults: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"}
+    config = LoraConfig(**(defaults | lora))
+    return get_peft_model(cast(Any, model), config, autocast_adapter_dtype=False)
 
 
 def learn_something(model: nn.Module, seed: int = 7, size: float = 0.1) -> nn.Module:
@@ -150,8 +153,9 @@ def tied(name: str, kinds: Sequence[str] = ()) -> list[Tied]:
 def optimizer(name: str, model: nn.Module, **options: Any) -> LHSPG:
     """LHSPG over the feed-forward widths (or channels), by given scores unless told otherwise."""
     graph = traced(name)[1]
-    wanted = {"llama": ("ffn", "heads"), "gpt2": ("ffn",)}.get(name, ())
-    options = {"tied": tied(name, wanted), "unit": "structures", "target": 9, "lr": 1e-2} | options
+    wanted: tuple[str, ...] = {"llama": ("ffn", "heads"), "gpt2": ("ffn",)}.get(name, ())
+    defaults: dict[str, Any] = {"tied": tied(name, wanted), "unit": "structures", "target": 9, "lr": 1e-2}
+    options = defaults | options
     if not {"scores", "saliency"} & options.keys():
         options["scores"] = scores_of(name)
     return LHSPG(graph, model, **options)

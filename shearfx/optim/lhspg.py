@@ -23,7 +23,17 @@ from shearfx.optim.carriers import Carrier, GateCarrier
 from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
 from shearfx.optim.fading import Penalty, Rule
 from shearfx.optim.merging import Merger
-from shearfx.optim.options import Carry, Merge, Variant, check, check_gated, check_scores, check_state, paper
+from shearfx.optim.options import (
+    Carry,
+    Merge,
+    Variant,
+    check,
+    check_gated,
+    check_readable,
+    check_scores,
+    check_state,
+    paper,
+)
 from shearfx.optim.redundant_slices import slices_of
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
@@ -147,6 +157,8 @@ class LHSPG(torch.optim.Optimizer):
 
         self.carrier: Carrier = GateCarrier(self.gates, find, rule) if carrier == "gates" else WeightCarrier(find, rule)
         check_gated(self.gates, self.adapters)
+        if groups and rule.looks:
+            check_readable(self.adapters)
         self.ranking: Literal["loss", "relative"] = ranking or self.scorer.unit
         self.steps = 0
         """Optimiser steps taken."""

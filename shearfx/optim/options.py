@@ -9,7 +9,7 @@ import torch
 
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
-from shearfx.low_rank import LowRank
+from shearfx.low_rank import LowRank, plain_weight
 from shearfx.saliency import Scores
 from shearfx.saliency.combined import Combined
 
@@ -64,6 +64,14 @@ def check_gated(gates: Gates, adapters: Mapping[str, LowRank]) -> None:
             what = f"{place.group} is gated in a weight that has an adapter, which the gate would not reach"
             todo = 'pass carrier="weights", or leave the layer out of target_modules='
             raise PlanError(message(what, where=bases[id(place.parameter)], todo=todo))
+
+
+def check_readable(adapters: Mapping[str, LowRank]) -> None:
+    """Raise PlanError where weights are to be looked at, and a quantised base cannot be dequantised."""
+    for one in adapters.values():
+        if not one.weight.is_floating_point():
+            plain_weight(one.base)
+            return  # one stands for all
 
 
 def check_scores(scores: Scores, gone: Mapping[str, Sequence[int]]) -> None:
