@@ -86,7 +86,7 @@ class LowRank:
         for start, stop in spans(len(weight), a.shape[1]):
             rows = weight[start:stop] if index is None else weight[start:stop].index_select(1, index)
             read += b[start:stop].T @ rows.flatten(1).to(a.dtype)
-        columns: Tensor = (read * a).sum(0).unflatten(0, (-1, kernel)).sum(1)
+        columns: Tensor = (read * a).sum(0).unflatten(0, (a.shape[1] // kernel, kernel)).sum(1)
         return columns * self.scaling
 
     def product(self, dim: int, index: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class LowRank:
         if self.side(dim) == "out":
             found = (b[index] @ a).unflatten(1, self.a.shape[1:])
         else:
-            found = (b @ a.unflatten(1, self.a.shape[1:])[:, index].flatten(1)).unflatten(1, (len(index), -1))
-            found = found.transpose(0, 1).reshape(len(index), len(b), *self.a.shape[2:])
+            columns = a.unflatten(1, self.a.shape[1:])[:, index].flatten(1)
+            found = (b @ columns).reshape(len(b), len(index), *self.a.shape[2:]).transpose(0, 1)
         scaled: Tensor = found * self.scaling
         return scaled
 
