@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,20 +21,21 @@ from transformers import PreTrainedTokenizerBase
 
 from shearfx.analysis import trace
 from shearfx.attributes import settle
+from shearfx.budget import open_sizes, operation_budget
 from shearfx.checkpoints import load, save
 from shearfx.compensation import compensate_cut
 from shearfx.config import ShearConfig
 from shearfx.construction import construct, remember
 from shearfx.data import Examples, hold_out, open_source, pack
 from shearfx.errors import PlanError, TrainingError, message
-from shearfx.evaluation import parameter_count
+from shearfx.evaluation import Speed, generation_speed, parameter_count
 from shearfx.graph import Graph
 from shearfx.knowledge import check_possible, knowledge_distribution, prunable
 from shearfx.low_rank import adapters_of
 from shearfx.models import LoadedModel, load_model
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Chooser, Redundant
-from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.pruning_plan import PruningPlan, masks_of, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
 from shearfx.selection import Selection, Tied, select
@@ -178,6 +180,7 @@ class Shearing:
         plan = self._prune(tied)
         small = self._cut(plan)
         small = self._recover(small, plan)
+        self._weigh(small, plan)
         return Sheared(small, plan, self.folder.records, self.folder.path)
 
     # -- data ------------------------------------------------------------------------------------------
@@ -434,6 +437,31 @@ class Shearing:
         self.folder.finish("recover", found | {"minutes": (time.monotonic() - self.start) / 60})
         return small
 
+    def _weigh(self, small: nn.Module, plan: PruningPlan) -> None:
+        """What the cut saves besides parameters: operations of the traced call, and time."""
+        if self.folder.done("speed"):
+            return
+        budget = operation_budget(self.graph)
+        sizes = {atom: int(mask.sum()) for atom, mask in masks_of(self.graph, plan).items()}
+        found: dict[str, Any] = {
+            "flops": {"dense": budget.total, "recovered": budget.cost(range(len(budget.products)), sizes)},
+            "flops_sizes": open_sizes(self.graph),
+        }
+        if hasattr(self.model, "generate"):
+            cut = copy.deepcopy(small).to(self.device, self.dtype).eval()
+            names = ("dense", "recovered")
+            speeds: dict[str, list[Speed]] = {name: [] for name in names}
+            with self.teller.step("timing prefill and decode, by turns") as progress:
+                for turn in range(TURNS):
+                    for name, model in zip(names, (self.work.eval(), cut), strict=True):
+                        speeds[name].append(generation_speed(model, prompt_tokens=128, new_tokens=24, repeats=1))
+                    progress(turn + 1, TURNS)
+            for what in ("prefill", "decode"):
+                found[what] = {name: statistics.median(getattr(s, what) for s in speeds[name]) for name in names}
+            found["timed"] = str(speeds["dense"][0]).partition("(")[2].rstrip(")")
+        found["minutes"] = (time.monotonic() - self.start) / 60
+        self.folder.finish("speed", found)
+
     # -- training --------------------------------------------------------------------------------------
 
     def _wrap(self, model: nn.Module) -> Any:
@@ -466,6 +494,9 @@ class Shearing:
         hints = None if teacher is None else teacher(ids)
         return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, self.config.distill)
 
+
+TURNS = 5
+"""Timings of each model, one after the other, so that what else the machine does meets both."""
 
 TRAINED = 0.8
 """Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""

@@ -1,4 +1,4 @@
-"""The command line ``shearfx``: analyze, prune, verify, eval.
+"""The command line ``shearfx``: analyze, prune, verify, eval, shear.
 
 Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import shearfx
-from shearfx.cli import analyze, evaluate, prune, verify
+from shearfx.cli import analyze, evaluate, prune, shear, verify
 
 __all__ = ["app", "main"]
 
@@ -85,6 +85,13 @@ app.command(
         "shearfx eval ./small --original mypackage.nets:tiny_lm --text notes.txt",
     ),
 )(evaluate.evaluate)
+app.command(
+    epilog=_examples(
+        "shearfx shear ./my-llama --ratio 0.2 --pretrain notes.txt --minutes 30 -o run",
+        "shearfx shear ./my-llama --pretrain c4.parquet --instruct alpaca.json --gamma auto --set lr=5e-4 -o run",
+        "shearfx shear ./my-llama --config run.yaml -o run --resume",
+    )
+)(shear.shear)
 
 
 def main() -> None:

@@ -1,0 +1,127 @@
+"""``shearfx shear``: LoRAShear from end to end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from shearfx.cli.console import AsJson, Debug, talking
+from shearfx.cli.opening import Model, Original, open_model
+from shearfx.errors import PlanError, message
+
+if TYPE_CHECKING:
+    from shearfx.config import ShearConfig
+
+__all__ = ["shear", "show_run"]
+
+Many = list[str] | None
+
+
+def shear(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.", show_default=False)],
+    ratio: Annotated[float | None, typer.Option(help="Share of the parameters to remove; 0.2 by default.")] = None,
+    pretrain: Annotated[
+        Many, typer.Option(help="Text to train and judge by: file, folder or hub name; repeatable.")
+    ] = None,
+    instruct: Annotated[Many, typer.Option(help="Instructions (JSON, JSON lines, parquet); repeatable.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall clock of the whole run.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Or: tokens to train on; 400,000 by default.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Share of node groups to leave whole (Algorithm 3), or auto.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="default, or paper: the method as printed.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with any option; the command line goes first.", show_default=False)
+    ] = None,
+    option: Annotated[
+        Many, typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the configuration; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder.")] = False,
+    original: Original = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Prune MODEL by LoRAShear and recover what it lost; the result lies in OUT/model."""
+    with talking(as_json, debug) as talk:
+        from shearfx.pipeline import shear as run
+
+        given: dict[str, Any] = {
+            "ratio": ratio, "pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens,
+            "gamma": gamma, "recipe": recipe,
+        }  # fmt: skip
+        chosen = _config(config, {k: v for k, v in given.items() if v is not None} | _settings(option or []))
+        loaded = open_model(talk, model, originals=original)
+        sheared = run(loaded, out=out, resume=resume, teller=talk, config=chosen)
+
+        def show(console: Console) -> None:
+            show_run(console, sheared.record)
+            console.print(f"model: {sheared.path / 'model'}", markup=False, soft_wrap=True)
+
+        talk.result({"path": str(sheared.path), **sheared.record}, show)
+
+
+def _config(path: Path | None, given: dict[str, Any]) -> ShearConfig:
+    from shearfx.config import ShearConfig
+
+    return ShearConfig.of_mapping(given) if path is None else ShearConfig.read(path, **given)
+
+
+def _settings(options: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in options:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise PlanError(message(f"{text!r} sets nothing", where="--set", todo="write --set name=value"))
+        try:
+            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise PlanError(message(f"{value!r} is no value", where=f"--set {name}", todo="quote it")) from error
+    return found
+
+
+def show_run(console: Console, record: dict[str, Any]) -> None:
+    """Print what a run found: before, cut, recovered."""
+    stages = [name for name in ("dense", "cut", "recover") if name in record]
+    table = Table(show_edge=False)
+    table.add_column("")
+    for name in stages:
+        table.add_column({"recover": "recovered"}.get(name, name), justify="right")
+    rows: list[tuple[str, list[str]]] = [
+        ("parameters", [f"{record[name]['parameters']:,}" for name in stages]),
+        ("without embeddings", [f"{record[name]['without_embeddings']:,}" for name in stages]),
+    ]
+    for source in record["dense"]["losses"]:
+        perplexities = [f"{math.exp(min(record[name]['losses'][source], 700)):.2f}" for name in stages]
+        rows.append((f"perplexity, {source}", perplexities))
+    if "speed" in record:
+        speed = record["speed"]
+        for what, unit in (("flops", ""), ("prefill", " tokens/s"), ("decode", " tokens/s")):
+            if what in speed:
+                both = speed[what]
+                shown = {"dense": f"{both['dense']:.3g}{unit}", "recover": f"{both['recovered']:.3g}{unit}"}
+                rows.append((what, [shown.get(name, "") for name in stages]))
+    for what, values in rows:
+        table.add_row(what, *values)
+    console.print(table)
+    gaps = closed(record)
+    if gaps:
+        shown = ", ".join(f"{source} {share:.0%}" for source, share in gaps.items())
+        console.print(f"share of the gap in log-perplexity that recovery closed: {shown}", markup=False)
+
+
+def closed(record: dict[str, Any]) -> dict[str, float]:
+    """For every source: the share of the loss between dense and cut that recovery won back."""
+    if "recover" not in record:
+        return {}
+    dense, cut, recovered = (record[name]["losses"] for name in ("dense", "cut", "recover"))
+    return {
+        source: (cut[source] - recovered[source]) / (cut[source] - dense[source])
+        for source in dense if cut[source] > dense[source]
+    }  # fmt: skip

@@ -1,0 +1,81 @@
+"""The configuration of a run: the same names everywhere, and every mistake named before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shearfx.config import ShearConfig
+from shearfx.errors import PlanError
+
+
+def test_yaml_gives_back_what_was_written(tmp_path: Path) -> None:
+    for config in (
+        ShearConfig(), ShearConfig.paper(pretrain=("a.txt", "b.parquet")), ShearConfig(tokens=None, minutes=2.5),
+        ShearConfig(gamma="auto", knowledge_ratios=(0.25, 0.5), half_space_eps=0.9),
+    ):  # fmt: skip
+        path = tmp_path / "c.yaml"
+        path.write_text(config.to_yaml())
+        assert ShearConfig.read(path) == config
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("ratio: 0.3\nlr: 1e-3\npretrain: a.txt\n")
+    config = ShearConfig.read(path, ratio=0.5)
+    assert (config.ratio, config.lr, config.pretrain) == (0.5, 1e-3, ("a.txt",))
+
+
+def test_minutes_replace_the_default_of_tokens() -> None:
+    config = ShearConfig.of_mapping({"minutes": 10})
+    assert config.minutes == 10 and config.tokens is None
+
+
+def test_the_paper_is_the_paper() -> None:
+    config = ShearConfig.of_mapping({"recipe": "paper", "ratio": 0.5})
+    assert config == ShearConfig.paper(ratio=0.5)
+    assert (config.merge, config.carrier, config.saliency, config.min_tokens) == ("period", "weights", "combined", 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ratoi": 0.2}, "no option 'ratoi'"),
+        ({"ratio": 1.5}, "ratio: 1.5 is not a share"),
+        ({"ratio": "much"}, "ratio: 'much' is not a number"),
+        ({"batch_size": 2.5}, "batch_size: 2.5 is not a whole number"),
+        ({"batch_size": 0}, "batch_size: 0 is not a whole number of at least 1"),
+        ({"merge": "always"}, "merge: 'always' is not one of end, period, never"),
+        ({"pretrain": 3.5}, r"pretrain: \(?3.5,?\)? is not a list of texts|pretrain: 3.5 is not a list of texts"),
+        ({"gamma": 1.0}, "gamma: 1.0 is not a share below 1"),
+        ({"tokens": 100, "minutes": 3.0}, "a run has one budget"),
+        ({"tokens": None}, "a run has one budget"),
+        ({"seed": None}, "seed: None is not a"),
+        ({"compensation": "yes"}, "compensation: 'yes' is not true or false"),
+        ({"merge": "period", "distill": 0.5}, "merging every period changes the weights"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        ShearConfig.of_mapping(values)
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="cannot be read"):
+        ShearConfig.read(tmp_path / "missing.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(PlanError, match="holds no names"):
+        ShearConfig.read(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,\n")
+    with pytest.raises(PlanError, match="cannot be read"):
+        ShearConfig.read(tmp_path / "bad.yaml")
+
+
+def test_every_option_says_what_it_is() -> None:
+    source = Path(__import__("shearfx.config", fromlist=["x"]).__file__).read_text()
+    for field in dataclasses.fields(ShearConfig):
+        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
+        assert after.strip().startswith('"""'), field.name
