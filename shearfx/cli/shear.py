@@ -100,20 +100,26 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
     for source in record["dense"]["losses"]:
         perplexities = [f"{math.exp(min(record[name]['losses'][source], 700)):.2f}" for name in stages]
         rows.append((f"perplexity, {source}", perplexities))
-    if "speed" in record:
-        speed = record["speed"]
-        for what, unit in (("flops", ""), ("prefill", " tokens/s"), ("decode", " tokens/s")):
-            if what in speed:
-                both = speed[what]
-                shown = {"dense": f"{both['dense']:.3g}{unit}", "recover": f"{both['recovered']:.3g}{unit}"}
-                rows.append((what, [shown.get(name, "") for name in stages]))
-    for what, values in rows:
-        table.add_row(what, *values)
+    for what, both in _saved(record.get("speed", {})).items():
+        shown = {"dense": both[0], "recover": both[1]}
+        rows.append((what, [shown.get(name, "") for name in stages]))
+    for label, cells in rows:
+        table.add_row(label, *cells)
     console.print(table)
     gaps = closed(record)
     if gaps:
         shown = ", ".join(f"{source} {share:.0%}" for source, share in gaps.items())
         console.print(f"share of the gap in log-perplexity that recovery closed: {shown}", markup=False)
+
+
+def _saved(speed: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Operations and speeds before and after, as text."""
+    units = {"flops": "", "prefill": " tokens/s", "decode": " tokens/s"}
+    found = {what: speed[what] for what in units if what in speed}
+    return {
+        what: (f"{both['dense']:.3g}{units[what]}", f"{both['recovered']:.3g}{units[what]}")
+        for what, both in found.items()
+    }
 
 
 def closed(record: dict[str, Any]) -> dict[str, float]:
