@@ -100,9 +100,9 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
     for source in record["dense"]["losses"]:
         perplexities = [f"{math.exp(min(record[name]['losses'][source], 700)):.2f}" for name in stages]
         rows.append((f"perplexity, {source}", perplexities))
-    for what, both in _saved(record.get("speed", {})).items():
-        shown = {"dense": both[0], "recover": both[1]}
-        rows.append((what, [shown.get(name, "") for name in stages]))
+    for what, (before, after) in _saved(record.get("speed", {})).items():
+        at = {"dense": before, "recover": after}
+        rows.append((what, [at.get(name, "") for name in stages]))
     for label, cells in rows:
         table.add_row(label, *cells)
     console.print(table)
