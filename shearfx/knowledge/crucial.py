@@ -8,6 +8,8 @@ from statistics import median
 
 SPREADS = 3.0
 """Robust standard deviations above which something is unlike its like: the usual bound for outliers."""
+ROBUST = 1.4826
+"""From the median absolute deviation to the standard deviation, of a normal distribution."""
 FACTOR = 2.0
 """And so many times what its like costs, at least, however little they differ."""
 NEGLIGIBLE = 0.01
@@ -21,7 +23,8 @@ def unlike_their_like(standings: Sequence[tuple[str, str, float, float]]) -> fro
 
     For each node group: the logarithm of deviation per parameter shut, less the median of its kind. Unprunable are
     those that exceed three robust standard deviations (1.4826 times the median absolute value, over all kinds), and
-    twice the cost of their kind's median.
+    twice the cost of their kind's median; and that exceed three robust standard deviations of their kind without
+    logarithms too, which only tells where deviations are little more than noise around zero.
 
     Why so. Per parameter, because a pruner is asked for parameters: a large group that costs much may still be the
     cheapest way to save them. In logarithms, because deviations span orders of magnitude; so neither the unit of
@@ -40,14 +43,23 @@ def unlike_their_like(standings: Sequence[tuple[str, str, float, float]]) -> fro
     least = NEGLIGIBLE * median(positive)
     kinds: dict[str, list[tuple[str, float]]] = {}
     for (name, kind, _, _), value in zip(standings, per_parameter, strict=True):
-        kinds.setdefault(kind, []).append((name, math.log(max(value, least))))
-    above: list[tuple[str, float]] = []
+        kinds.setdefault(kind, []).append((name, value))
+    above: list[tuple[str, float, bool]] = []
     for members in kinds.values():
         if len(members) >= LIKE:
-            middle = median(value for _, value in members)
-            above += [(name, value - middle) for name, value in members]
+            far = _far([value for _, value in members])
+            logarithms = [math.log(max(value, least)) for _, value in members]
+            middle = median(logarithms)
+            rows = zip(members, logarithms, far, strict=True)
+            above += [(name, logarithm - middle, out) for (name, _), logarithm, out in rows]
     if not above:
         return frozenset()
-    spread = 1.4826 * median(abs(value) for _, value in above)
-    bound = max(SPREADS * spread, math.log(FACTOR))
-    return frozenset(name for name, value in above if value > bound)
+    bound = max(SPREADS * ROBUST * median(abs(value) for _, value, _ in above), math.log(FACTOR))
+    return frozenset(name for name, value, far in above if far and value > bound)
+
+
+def _far(values: list[float]) -> list[bool]:
+    """Which exceed their median by more than three robust standard deviations."""
+    middle = median(values)
+    bound = SPREADS * ROBUST * median(abs(value - middle) for value in values)
+    return [value - middle > bound for value in values]
