@@ -8,6 +8,7 @@ with the cost of what neighbours left over; there the budget is spent in rounds,
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from shearfx.dims import Atom
     from shearfx.spending import Spender, Unit
 
 ROUNDS = 16
@@ -24,7 +26,7 @@ BISECTIONS = 24
 @dataclass
 class _Runner:
     unit: Unit
-    steps: torch.Tensor
+    steps: list[float]
     """Score of each further step, ascending."""
     rate: int
 
@@ -35,19 +37,18 @@ class _Runner:
             # the i-th step has the key axes * (i + 1/2) / total
             count = math.floor(key * total / self.unit.axes + 0.5)
         else:
-            count = int(torch.searchsorted(self.steps, key * self.rate, right=True))
+            count = bisect.bisect_right(self.steps, key * self.rate)
         return min(max(count, self.unit.gone), self.unit.limit)
 
     def last_key(self, relative: bool) -> float:
         """The key of the last step."""
-        return 2 * self.unit.axes if relative else float(self.steps[self.unit.limit - 1]) / self.rate
+        return 2 * self.unit.axes if relative else self.steps[self.unit.limit - 1] / self.rate
 
 
 def leap(spender: Spender, asked: float) -> None:
     """Take most of the steps, in order; single steps do the rest. Never saves more than asked."""
     relative = spender.ranking == "relative"
-    scores = [torch.tensor(unit.scores, dtype=torch.float64).diff() for unit in spender.units]
-    products = sorted({i for unit in spender.units for i in unit.products})
+    scores = [torch.tensor(unit.scores, dtype=torch.float64).diff().tolist() for unit in spender.units]
     rounds = 1 if relative else ROUNDS
     for i in range(1, rounds + 1):
         runners = []
@@ -57,26 +58,45 @@ def leap(spender: Spender, asked: float) -> None:
             if gone is not None:
                 runners.append(_Runner(unit, steps, max(1, spender.saving(unit, gone))))
         if runners:
-            _to(spender, runners, products, asked * i / rounds, relative)
+            _to(spender, runners, asked * i / rounds, relative)
 
 
-def _to(spender: Spender, runners: list[_Runner], products: list[int], target: float, relative: bool) -> None:
+def _to(spender: Spender, runners: list[_Runner], target: float, relative: bool) -> None:
     budget = spender.budget
+    # what no other unit has a part in saves the same with every step, whatever the others do
+    alone = [r.unit.rate if r.unit.rate is not None and not r.unit.neighbours else None for r in runners]
+    together = [r for r, rate in zip(runners, alone, strict=True) if rate is None]
+    products = sorted({i for r in together for i in r.unit.products})
     whole = budget.cost(products) + spender.saved
 
-    def saved(key: float) -> int:
-        sizes = {a: n for r in runners for a, n in r.unit.sizes(r.gone(key, relative)).items()}
-        return whole - budget.cost(products, sizes)
+    def at(key: float) -> list[int]:
+        return [r.gone(key, relative) for r in runners]
+
+    def saved(gone: list[int]) -> int:
+        sizes: dict[Atom, int] = {}
+        total = whole
+        for runner, rate, n in zip(runners, alone, gone, strict=True):
+            if rate is None:
+                sizes.update(runner.unit.sizes(n))
+            else:
+                total += rate * (n - runner.unit.gone)
+        return total - budget.cost(products, sizes)
 
     low, high = 0.0, max(r.last_key(relative) for r in runners)
-    if saved(high) <= target:
-        low = high
-    elif saved(low) > target:
+    least, most = at(low), at(high)
+    if saved(most) <= target:
+        least = most
+    elif saved(least) > target:
         return
-    else:
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if saved(middle) <= target else (low, middle)
-    for runner, gone in [(r, r.gone(low, relative)) for r in runners]:
-        if gone > runner.unit.gone:
-            spender.move(runner.unit, gone)
+    for _ in range(BISECTIONS):
+        if least == most:
+            break
+        middle = (low + high) / 2
+        gone = at(middle)
+        if saved(gone) <= target:
+            low, least = middle, gone
+        else:
+            high, most = middle, gone
+    for runner, n in zip(runners, least, strict=True):
+        if n > runner.unit.gone:
+            spender.move(runner.unit, n)

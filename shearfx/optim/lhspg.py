@@ -19,24 +19,15 @@ from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss
 from shearfx.graph import Graph
 from shearfx.low_rank import adapters_of
+from shearfx.optim import options as asked
 from shearfx.optim.carriers import Carrier, GateCarrier
 from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
 from shearfx.optim.fading import Penalty, Rule
 from shearfx.optim.merging import Merger
-from shearfx.optim.options import (
-    Carry,
-    Merge,
-    Variant,
-    check,
-    check_gated,
-    check_readable,
-    check_scores,
-    check_state,
-    paper,
-)
 from shearfx.optim.redundant_slices import slices_of
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
+from shearfx.optim.variants import Variant, Wrapping
 from shearfx.optim.weight_carrier import WeightCarrier
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Saliency, Scores
@@ -44,7 +35,7 @@ from shearfx.selection import Selection
 from shearfx.units import FLOOR, Floor
 
 
-class LHSPG(torch.optim.Optimizer):
+class LHSPG(Wrapping):
     """AdamW or SGD that makes a target number of structures redundant on the way.
 
     By default structures fade by gates (see ``shearfx.gating.gates``): frozen, quantised and shared weights are never
@@ -105,8 +96,8 @@ class LHSPG(torch.optim.Optimizer):
         half_space_eps: float = 0.0,
         penalty: Penalty = "ramp",
         strength: float = 0.0,
-        carrier: Carry = "gates",
-        merge: Merge = "end",
+        carrier: asked.Carry = "gates",
+        merge: asked.Merge = "end",
         variant: Variant = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -126,20 +117,16 @@ class LHSPG(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self.schedule = Schedule(warmup, periods, period_length)
-        check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data)
+        asked.check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data)
         trained = [p for p in model.parameters() if p.requires_grad] if params is None else params
-        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        defaults |= {"betas": betas, "eps": eps} if variant == "adamw" else {"momentum": momentum}
-        super().__init__(trained, {})
-        kind = torch.optim.AdamW if variant == "adamw" else torch.optim.SGD
-        self.inner: torch.optim.Optimizer = kind(self.param_groups, **defaults)
-        self.defaults = self.inner.defaults
-        self._link()
-
+        own = {"betas": betas, "eps": eps} if variant == "adamw" else {"momentum": momentum}
+        super().__init__(trained, variant, lr=lr, weight_decay=weight_decay, **own)
         self.graph, self.model, self.unit = graph, model, unit
         self.merge, self.form = merge, form
         self.adapters = adapters_of(model)
-        self.merger = Merger(model, self.adapters, {"end": 1, "period": periods, "never": 0}[merge])
+        self.merger = Merger(self.adapters, {"end": 1, "period": periods, "never": 0}[merge])
+        if self.merger.times or carrier == "weights":
+            asked.check_writable(model, self.adapters)
         if tied is None:
             wanted = Selection(tuple(allow), tuple(include), tuple(exclude), None if kinds is None else tuple(kinds),
                                tuple(exclude_kinds), "global", form)  # fmt: skip
@@ -156,9 +143,9 @@ class LHSPG(torch.optim.Optimizer):
             return slices_of(graph, model, self.adapters, fading)
 
         self.carrier: Carrier = GateCarrier(self.gates, find, rule) if carrier == "gates" else WeightCarrier(find, rule)
-        check_gated(self.gates, self.adapters)
+        asked.check_gated(self.gates, self.adapters)
         if groups and rule.looks:
-            check_readable(self.adapters)
+            asked.check_readable(self.adapters)
         self.ranking: Literal["loss", "relative"] = ranking or self.scorer.unit
         self.steps = 0
         """Optimiser steps taken."""
@@ -172,14 +159,7 @@ class LHSPG(torch.optim.Optimizer):
     @classmethod
     def paper(cls, graph: Graph, model: nn.Module, params: Any = None, **options: Any) -> LHSPG:
         """Algorithm 4 as it is printed (see ``shearfx.optim.options.paper``); any option can be given beside."""
-        return cls(graph, model, params, **(paper() | options))
-
-    # -- setting up ----------------------------------------------------------------------------------
-
-    def _link(self) -> None:
-        """The inner optimiser works on this one's groups and state, so that schedulers and checkpoints see one."""
-        self.inner.param_groups = self.param_groups
-        self.inner.state = self.state
+        return cls(graph, model, params, **(asked.paper() | options))
 
     # -- a step ----------------------------------------------------------------------------------------
 
@@ -199,8 +179,7 @@ class LHSPG(torch.optim.Optimizer):
         if running and moment.step == 0 and self.amount:
             self._pick(moment.period)
         self.carrier.before()
-        self._link()
-        self.inner.step()
+        self.advance()
         self.carrier.keep()
         if running:
             self.carrier.fade(self.schedule.period_length - moment.step)
@@ -216,7 +195,7 @@ class LHSPG(torch.optim.Optimizer):
         if self.unit == "structures":
             amount = self.amount * share // of  # whole ones
         scores = self.scorer.take(period)
-        check_scores(scores, self.redundant)
+        asked.check_scores(scores, self.redundant)
         chosen, saved = self.chooser.choose(amount, scores, self.ranking, self.redundant)
         new = {name: sorted(set(gone) - set(self.redundant.get(name, ()))) for name, gone in chosen.items()}
         if isinstance(self.carrier, WeightCarrier):
@@ -302,7 +281,7 @@ class LHSPG(torch.optim.Optimizer):
         own = state.pop("lhspg", None)
         if own is None:
             raise PlanError(message("this is no state of LHSPG", todo="load what LHSPG.state_dict() returned"))
-        check_state(own, self._what())
+        asked.check_state(own, self._what())
         known = {g.name for g in self.chooser.groups}
         for name in (*own["redundant"], *own["carried"]["fading"]):
             if name not in known:
@@ -311,7 +290,6 @@ class LHSPG(torch.optim.Optimizer):
         self.merger.load_state_dict(own["merges"])
         self.carrier.load_state_dict(own["carried"], redundant)
         super().load_state_dict(state)
-        self._link()
         self.steps, self.redundant = int(own["steps"]), redundant
         self.history = [dict(h) for h in own["history"]]
         self.scorer.load_state_dict(own["scores"])

@@ -10,12 +10,11 @@ Source: LoRAShear, Algorithm 4, line 9; ReLoRA (arXiv 2307.05695) is the precede
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shearfx.errors import PlanError, message
 from shearfx.low_rank import LowRank, spans
@@ -28,21 +27,15 @@ class Merger:
     """Merges all adapters of a model, once or several times.
 
     Args:
-        model: the live model.
-        adapters: its adapters by path.
+        adapters: of the model, by path.
         times: how many merges there will be.
-
-    Raises:
-        PlanError: a base is quantised, or its weight is used by another layer too, where the update does not belong.
     """
 
-    def __init__(self, model: nn.Module, adapters: Mapping[str, LowRank], times: int) -> None:
+    def __init__(self, adapters: Mapping[str, LowRank], times: int) -> None:
         self.adapters, self.times = dict(adapters), times
         self.events: list[Event] = []
         self._origin: dict[str, int] = {}
         self._originals: dict[str, Tensor] = {}
-        if times:
-            _check(model, self.adapters)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -134,15 +127,3 @@ def digest(weight: Tensor) -> int:
         order = torch.arange(1, len(bits) + 1, device=bits.device)
         total = (total * 31 + int((bits * order).sum())) % (2**61 - 1)
     return total
-
-
-def _check(model: nn.Module, adapters: Mapping[str, LowRank]) -> None:
-    users = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for one in adapters.values():
-        todo = 'pass merge="never"'
-        if not one.weight.is_floating_point():
-            what = f"{one.path} has a quantised base, into which nothing can be merged"
-            raise PlanError(message(what, todo=todo))
-        if users[id(one.weight)] > 1:
-            what = f"the weight of {one.path} is also another layer's, which a merge would change"
-            raise PlanError(message(what, todo=f"{todo}, or leave the layer out of target_modules="))

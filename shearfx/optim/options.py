@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
@@ -14,7 +16,6 @@ from shearfx.saliency import Scores
 from shearfx.saliency.combined import Combined
 
 Merge = Literal["end", "period", "never"]
-Variant = Literal["adamw", "sgd"]
 Carry = Literal["gates", "weights"]
 
 
@@ -64,6 +65,19 @@ def check_gated(gates: Gates, adapters: Mapping[str, LowRank]) -> None:
             what = f"{place.group} is gated in a weight that has an adapter, which the gate would not reach"
             todo = 'pass carrier="weights", or leave the layer out of target_modules='
             raise PlanError(message(what, where=bases[id(place.parameter)], todo=todo))
+
+
+def check_writable(model: nn.Module, adapters: Mapping[str, LowRank]) -> None:
+    """Raise PlanError where what was learnt cannot move into a base: it is quantised, or another layer's weight too."""
+    users = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for one in adapters.values():
+        todo = 'pass merge="never" and carrier="gates"'
+        if not one.weight.is_floating_point():
+            what = f"{one.path} has a quantised base, into which nothing can be merged"
+            raise PlanError(message(what, todo=todo))
+        if users[id(one.weight)] > 1:
+            what = f"the weight of {one.path} is also another layer's, where its update does not belong"
+            raise PlanError(message(what, todo=f"{todo}, or leave the layer out of target_modules="))
 
 
 def check_readable(adapters: Mapping[str, LowRank]) -> None:
