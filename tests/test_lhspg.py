@@ -97,16 +97,25 @@ def test_an_equal_share_more_is_zero_after_each_period_and_stays(
     assert max(shares) - min(shares) <= 1, "shares are equal but for remainders"
 
 
-def test_the_least_salient_go_however_small_scores_are() -> None:
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_least_salient_go_however_small_scores_are(scale: float) -> None:
     """Scores of structures that are gone are put below all others, which must not drown what the others differ by."""
     model, graph = fresh("perceptron"), traced("perceptron")[1]
-    score = {g.name: 1e-13 * (2.0 + torch.arange(g.size) + 20 * i) for i, g in enumerate(graph.groups)}
-    opt = optimizer("perceptron", model, target=8, warmup=0, periods=8, period_length=1, scores=score, ranking="loss")
-    first = graph.groups[0]
+    one, two = (g for g in graph.groups if g.certificate == "exact" and g.size > 1)
+    scores = {g.name: scale * (2.0 + 2 * torch.arange(g.size) + i) for i, g in enumerate((one, two))}
+    opt = optimizer(
+        "perceptron", model, target=12, warmup=0, periods=12, period_length=1, scores=scores, ranking="loss"
+    )
     for step in range(8):
         by_hand(model, step)
         opt.step()
-        assert opt.zeros == {first.name: list(range(step + 1))}
+        taken = [list(range((step + 2) // 2)), list(range((step + 1) // 2))]
+        assert opt.zeros == {g.name: gone for g, gone in zip((one, two), taken, strict=True) if gone}
+    opt.scorer.scores = {name: score.flip(0) for name, score in scores.items()}  # what is gone stays gone
+    for step in range(8, 12):
+        by_hand(model, step)
+        opt.step()
+        assert all(set(range(4)) <= set(gone) for gone in opt.zeros.values()) and count(opt.zeros) == step + 1
 
 
 @settings(max_examples=20)
