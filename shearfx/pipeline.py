@@ -176,8 +176,7 @@ class Shearing:
         """All stages that are not done yet, in order."""
         self._prepare()
         self._dense()
-        tied = self._knowledge()
-        plan = self._prune(tied)
+        plan = self._prune()
         small = self._cut(plan)
         small = self._recover(small, plan)
         self._weigh(small, plan)
@@ -294,9 +293,10 @@ class Shearing:
         proxy = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
         return proxy.score(self.graph, self.work, groups=groups, data=batches, seed=self.config.seed)
 
-    def _prune(self, tied: list[Tied]) -> PruningPlan:
+    def _prune(self) -> PruningPlan:
         if self.folder.done("prune"):
             return PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
+        tied = self._knowledge()
         config = self.config
         chooser = Chooser(self.graph, tied, floor=config.floor, round_to=config.round_to)
         most = chooser.most_possible()

@@ -1,0 +1,145 @@
+"""LoRAShear from end to end on a small real model: what it makes, and that it can be cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import shearfx
+from shearfx.cli.shear import closed
+from shearfx.config import ShearConfig
+from shearfx.errors import CheckpointError, PlanError, TrainingError
+from shearfx.models import load_model
+from shearfx.pipeline import Shearing, Silent
+from shearfx.pruning_plan import PruningPlan
+from shearfx.run_directory import RunDirectory
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def options(shared: Path) -> Options:
+    return {
+        "pretrain": (str(shared / "data" / "text" / "tinystories_train.jsonl"),), "kinds": ("ffn",),
+        "max_tokens": 40_000, "tokens": 24 * 512, "sequence_length": 128, "scoring_windows": 16, "validation": 8,
+        "dtype": "float32", "lr": 4e-3, "rounds": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sheared(stories: Path, options: Options, tmp_path_factory: pytest.TempPathFactory) -> shearfx.Sheared:
+    return shearfx.shear(str(stories), out=tmp_path_factory.mktemp("run") / "run", **options)
+
+
+def test_a_run_gives_a_smaller_model_that_is_nearly_as_good(sheared: shearfx.Sheared) -> None:
+    dense, cut, recovered = (sheared.record[stage] for stage in ("dense", "cut", "recover"))
+    assert cut["parameters"] == recovered["parameters"]
+    assert 1 - recovered["parameters"] / dense["parameters"] == pytest.approx(0.2, abs=2e-3)
+    (source,) = dense["losses"]
+    assert dense["losses"][source] < recovered["losses"][source] < cut["losses"][source]
+    assert closed(sheared.record)[source] > 0.2
+
+
+def test_what_is_saved_is_what_was_returned(sheared: shearfx.Sheared) -> None:
+    loaded = shearfx.load(sheared.path / "model")
+    ids = torch.randint(0, 500, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, sheared.model(input_ids=ids).logits)
+    assert sum(p.numel() for p in sheared.model.parameters()) == sheared.record["recover"]["parameters"]
+    plan = PruningPlan.from_json((sheared.path / "plan.json").read_text())
+    assert plan.achieved == pytest.approx(0.2, abs=2e-3)
+
+
+def test_the_folder_says_what_happened(sheared: shearfx.Sheared, options: Options) -> None:
+    config = ShearConfig.read(sheared.path / "config.yaml")
+    assert config == ShearConfig.of_mapping(options)
+    lines = [json.loads(line) for line in (sheared.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "recover"] == list(range(1, 25))
+    assert all(math.isfinite(line["loss"]) for line in lines if line["event"] == "recover")
+    assert len([line for line in lines if line["event"] == "round"]) == 3
+    assert json.loads((sheared.path / "environment.json").read_text())["torch"] == torch.__version__
+
+
+def test_a_finished_run_resumes_to_the_same_and_another_is_refused(
+    sheared: shearfx.Sheared, stories: Path, options: Options
+) -> None:
+    again = shearfx.shear(str(stories), out=sheared.path, resume=True, **options)
+    assert again.record == sheared.record
+    with pytest.raises(CheckpointError, match="a run is in this folder"):
+        shearfx.shear(str(stories), out=sheared.path, **options)
+    with pytest.raises(CheckpointError, match=r"asked for something else: ratio: 0\.3"):
+        shearfx.shear(str(stories), out=sheared.path, resume=True, **(options | {"ratio": 0.3}))
+
+
+def test_a_run_that_is_killed_while_it_recovers_ends_in_the_same_model(
+    sheared: shearfx.Sheared, stories: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything up to the cut is there; recovery is stopped at step 9, and goes on from its last checkpoint."""
+    often = options | {"checkpoint_seconds": 1e-6}
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(sheared.path / "cut", run / "cut")
+    shutil.copy(sheared.path / "plan.json", run)
+    (run / "stages.json").write_text(json.dumps({name: sheared.record[name] for name in ("dense", "prune", "cut")}))
+    asked = f"# model: {json.dumps(str(stories))}\n{ShearConfig.of_mapping(often).to_yaml()}"
+    (run / "config.yaml").write_text(asked)
+    log = RunDirectory.log
+
+    def killed(self: RunDirectory, event: str, **values: Any) -> None:
+        if event == "recover" and values["step"] == 9:
+            raise KeyboardInterrupt
+        log(self, event, **values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "log", killed)
+        shearfx.shear(str(stories), out=run, resume=True, **often)
+    resumed = shearfx.shear(str(stories), out=run, resume=True, **often)
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, sheared.model.state_dict()[name]), name
+
+
+def test_mistakes_are_named_before_anything_is_trained(stories: Path, options: Options, tmp_path: Path) -> None:
+    def run(**changes: Any) -> None:
+        shearfx.shear(str(stories), out=tmp_path / "run", **(options | changes))
+
+    with pytest.raises(TrainingError, match="nothing to score, train and judge by"):
+        run(pretrain=())
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(PlanError, match=r"at most .* can go"):
+        run(ratio=0.85)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(PlanError, match="no option 'rate'"):
+        run(rate=0.1)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="in use by something else"):
+        shearfx.shear(str(stories), out=tmp_path / "taken", **options)
+
+
+def test_a_tokenizer_of_another_model_is_refused(stories: Path, options: Options, tmp_path: Path) -> None:
+    loaded = load_model(str(stories))
+    small = torch.nn.Embedding(40, 64)
+    loaded.module.set_input_embeddings(small)  # type: ignore[operator]
+    config = ShearConfig.of_mapping(options)
+    run = RunDirectory(tmp_path / "run", "m", config, resume=False)
+    with pytest.raises(TrainingError, match=r"the tokenizer gives id .*, and the model has 40 embeddings"):
+        Shearing(loaded, config, run, Silent()).run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["progressive", "paper"])
+def test_progressive_recipes_run_through(stories: Path, options: Options, tmp_path: Path, recipe: str) -> None:
+    more: Options = {"prune_share": 0.5, "periods": 3}
+    if recipe == "paper":
+        more = {"recipe": "paper", "min_tokens": 0, "gamma": None}
+    sheared = shearfx.shear(str(stories), out=tmp_path / "run", **(options | {"tokens": 60 * 512} | more))
+    dense, cut, recovered = (sheared.record[stage] for stage in ("dense", "cut", "recover"))
+    assert 1 - cut["parameters"] / dense["parameters"] == pytest.approx(0.2, abs=2e-3)
+    (source,) = dense["losses"]
+    assert recovered["losses"][source] < cut["losses"][source]
