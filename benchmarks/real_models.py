@@ -25,9 +25,10 @@ import shearfx
 from benchmarks import record
 from shearfx.calibration import token_batches
 from shearfx.construction import remember
-from shearfx.demo import alternating, smollm2_path
+from shearfx.demo import smollm2_path
 from shearfx.evaluation import parameter_count, perplexity
 from shearfx.models import load_model
+from shearfx.speed import alternating
 
 COLUMNS = (
     "model", "asked", "parameters", "removed", "error", "perplexity before", "perplexity after",

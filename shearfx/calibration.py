@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc_data.topics
+import sys
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
 
-__all__ = ["manual_text", "token_batches"]
+__all__ = ["library_text", "manual_text", "token_batches"]
 
 
 def token_batches(
@@ -49,3 +51,28 @@ def manual_text() -> str:
     """
     topics: dict[str, str] = pydoc_data.topics.topics
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def library_text(libraries: tuple[str, ...] = ("torch", "transformers"), limit: int = 600_000) -> str:
+    """Return docstrings of what was imported of some libraries, each once, at most ``limit`` characters.
+
+    >>> "tensor" in library_text(limit=50_000)
+    True
+    """
+    found: dict[str, None] = {}
+    size = 0
+    modules = [name for name in sorted(sys.modules) if name.partition(".")[0] in libraries]
+    for name in modules:
+        for holder in (sys.modules[name], *vars(sys.modules[name]).values()):
+            if not (inspect.ismodule(holder) or inspect.isclass(holder) or inspect.isfunction(holder)):
+                continue
+            if getattr(holder, "__module__", name) != name:
+                continue
+            said = holder.__doc__
+            text = inspect.cleandoc(said) if isinstance(said, str) else ""
+            if len(text) > 200 and text not in found:  # shorter ones say little
+                found[text] = None
+                size += len(text) + 2
+                if size >= limit:
+                    return "\n\n".join(found)[:limit]
+    return "\n\n".join(found)

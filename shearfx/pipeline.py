@@ -28,7 +28,7 @@ from shearfx.config import ShearConfig
 from shearfx.construction import construct, remember
 from shearfx.data import Examples, hold_out, open_source, pack
 from shearfx.errors import PlanError, TrainingError, message
-from shearfx.evaluation import Speed, generation_speed, parameter_count
+from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
 from shearfx.knowledge import check_possible, knowledge_distribution, prunable
 from shearfx.low_rank import adapters_of
@@ -39,6 +39,7 @@ from shearfx.pruning_plan import PruningPlan, masks_of, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
 from shearfx.selection import Selection, Tied, select
+from shearfx.speed import alternating
 from shearfx.training import Loop, Mixture, Recovery, Stage, losses_of, token_loss
 from shearfx.training.merging import merge_into
 
@@ -237,10 +238,15 @@ class Shearing:
     def _dense(self) -> None:
         if not self.folder.done("dense"):
             found = self._judge(self.work, "dense")
-            self.folder.finish("dense", found | {"dtype": str(self.dtype), "steps": self._steps()})
+            self.folder.finish("dense", found | {"dtype": str(self.dtype)})
 
     def _steps(self) -> int:
-        """Optimiser steps of the budget."""
+        """Optimiser steps of the budget; of a wall clock, what fits into the rest of it when training begins."""
+        if not self.folder.done("budget"):
+            self.folder.finish("budget", {"steps": self._budget()})
+        return int(self.folder.records["budget"]["steps"])
+
+    def _budget(self) -> int:
         config = self.config
         each = config.batch_size * config.accumulate * config.sequence_length
         if config.tokens is not None:
@@ -336,7 +342,7 @@ class Shearing:
     def _progressive(self, tied: list[Tied]) -> Redundant:
         """LHSPG with adapters; what they learnt stays on the working copy for the cut."""
         config = self.config
-        steps = max(2, round(config.prune_share * self.folder.records["dense"]["steps"]))
+        steps = max(2, round(config.prune_share * self._steps()))
         warmup = round(config.warmup * steps)
         length = max(1, (steps - warmup) // config.periods)
         self._wrapped = self._wrap(self.work)
@@ -408,7 +414,7 @@ class Shearing:
         if self.folder.done("recover"):
             return load(place)
         config, records = self.config, self.folder.records
-        total = records["dense"]["steps"]
+        total = self._steps()
         steps = total - (round(config.prune_share * total) if config.prune_share else 0)
         stages = [
             Stage(kind, tuple(self.train[kind]), tuple(self.validation[kind]))
@@ -449,16 +455,12 @@ class Shearing:
         }
         if hasattr(self.model, "generate"):
             cut = copy.deepcopy(small).to(self.device, self.dtype).eval()
-            names = ("dense", "recovered")
-            speeds: dict[str, list[Speed]] = {name: [] for name in names}
             with self.teller.step("timing prefill and decode, by turns") as progress:
-                for turn in range(TURNS):
-                    for name, model in zip(names, (self.work.eval(), cut), strict=True):
-                        speeds[name].append(generation_speed(model, prompt_tokens=128, new_tokens=24, repeats=1))
-                    progress(turn + 1, TURNS)
+                before, after = alternating(self.work.eval(), cut, TURNS, progress)
             for what in ("prefill", "decode"):
-                found[what] = {name: statistics.median(getattr(s, what) for s in speeds[name]) for name in names}
-            found["timed"] = str(speeds["dense"][0]).partition("(")[2].rstrip(")")
+                both = zip(("dense", "recovered"), (before, after), strict=True)
+                found[what] = {name: statistics.median(getattr(s, what) for s in speeds) for name, speeds in both}
+            found["timed"] = str(before[0]).partition("(")[2].rstrip(")")
         found["minutes"] = (time.monotonic() - self.start) / 60
         self.folder.finish("speed", found)
 

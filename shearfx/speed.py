@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from shearfx.errors import ShearError, message
 from shearfx.inference import device_of, dtype_name, evaluating, positions
 
-__all__ = ["Speed", "generation_speed"]
+__all__ = ["Speed", "alternating", "generation_speed"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,16 @@ def _prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, pro
         todo = "pass the model's tokenizer and some text, or no prompt"
         raise ShearError(message("the prompt gives no tokens", where="generation_speed", todo=todo))
     return torch.tensor([(ids * (length // len(ids) + 1))[:length]])
+
+
+def alternating(
+    first: nn.Module, second: nn.Module, rounds: int = 5, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Speed], list[Speed]]:
+    """Time two models by turns, so that what else the machine does meets both alike."""
+    speeds: tuple[list[Speed], list[Speed]] = ([], [])
+    for done in range(rounds):
+        for model, found in zip((first, second), speeds, strict=True):
+            found.append(generation_speed(model, prompt_tokens=128, new_tokens=24, repeats=1))
+        if progress is not None:
+            progress(done + 1, rounds)
+    return speeds

@@ -86,7 +86,8 @@ def test_a_run_that_is_killed_while_it_recovers_ends_in_the_same_model(
     run.mkdir()
     shutil.copytree(sheared.path / "cut", run / "cut")
     shutil.copy(sheared.path / "plan.json", run)
-    (run / "stages.json").write_text(json.dumps({name: sheared.record[name] for name in ("dense", "prune", "cut")}))
+    done = ("dense", "prune", "cut", "budget")
+    (run / "stages.json").write_text(json.dumps({name: sheared.record[name] for name in done}))
     asked = f"# model: {json.dumps(str(stories))}\n{ShearConfig.of_mapping(often).to_yaml()}"
     (run / "config.yaml").write_text(asked)
     log = RunDirectory.log

@@ -75,7 +75,7 @@ def test_hooks_that_a_model_installs_at_its_first_run_are_not_left_behind_by_tra
                 self.up.register_forward_hook(lambda module, args, output: self.seen.append(output))
                 self.installed = True
             self.seen.clear()
-            y = self.down(torch.relu(self.up(x)))
+            y: Tensor = self.down(torch.relu(self.up(x)))
             return y + len(self.seen)
 
     model = Collecting().eval()
