@@ -248,7 +248,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         return value
     if text == "Gamma" and value == "auto":
         return value
-    if isinstance(value, str) and "float" in text + "Gamma":
+    if isinstance(value, str) and ("float" in text or text == "Gamma"):
         try:
             value = float(value)  # YAML takes 1e-3 for a text
         except ValueError:

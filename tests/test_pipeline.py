@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 import shearfx
+from shearfx.cli import app
 from shearfx.cli.shear import closed
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, PlanError, TrainingError
+from shearfx.knowledge import KnowledgeDistribution
 from shearfx.models import load_model
 from shearfx.pipeline import Shearing, Silent
 from shearfx.pruning_plan import PruningPlan
@@ -144,3 +147,54 @@ def test_progressive_recipes_run_through(stories: Path, options: Options, tmp_pa
     assert 1 - cut["parameters"] / dense["parameters"] == pytest.approx(0.2, abs=2e-3)
     (source,) = dense["losses"]
     assert recovered["losses"][source] < cut["losses"][source]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def flags(options: Options) -> list[str]:
+    """The same options for the command line."""
+    found = ["--pretrain", options["pretrain"][0]]
+    for name, value in options.items():
+        if name != "pretrain":
+            found += ["--set", f"{name}={json.dumps(list(value) if isinstance(value, tuple) else value)}"]
+    return found
+
+
+def test_the_command_resumes_the_run_that_python_made(
+    sheared: shearfx.Sheared, stories: Path, options: Options
+) -> None:
+    done = invoke("shear", str(stories), "-o", str(sheared.path), "--resume", *flags(options))
+    assert done.exit_code == 0, done.output
+    assert "perplexity, tinystories_train" in done.output
+    assert f"{sheared.record['dense']['parameters']:,}" in done.output
+    as_json = invoke("shear", str(stories), "-o", str(sheared.path), "--resume", "--json", *flags(options))
+    assert json.loads(as_json.stdout)["recover"] == sheared.record["recover"]
+    wrong = invoke("shear", str(stories), "-o", str(sheared.path), "--set", "lr")
+    assert wrong.exit_code == 1 and "sets nothing" in wrong.output
+
+
+def test_recovery_by_itself(sheared: shearfx.Sheared, stories: Path, options: Options, tmp_path: Path) -> None:
+    cut, out = str(sheared.path / "cut"), tmp_path / "out"
+    few = options | {"tokens": 8 * 512}
+    done = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", *flags(few))
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["cut"] == sheared.record["cut"]
+    (source,) = record["cut"]["losses"]
+    assert record["recover"]["losses"][source] < record["cut"]["losses"][source]
+    loaded = shearfx.load(out)
+    assert sum(p.numel() for p in loaded.parameters()) == record["recover"]["parameters"]
+    refused = invoke("recover", str(stories), "--original", str(stories), "-o", str(tmp_path / "x"), *flags(few))
+    assert refused.exit_code == 1 and "shearfx did not cut this model" in refused.output
+
+
+def test_knowledge_by_itself(stories: Path, options: Options, tmp_path: Path) -> None:
+    few = {"pretrain": options["pretrain"], "max_tokens": 20_000, "sequence_length": 64, "dtype": "float32"}
+    out = tmp_path / "knowledge.json"
+    done = invoke("knowledge", str(stories), "-o", str(out), "--gamma", "0.2", *flags(few | {"kinds": ("ffn",)}))
+    assert done.exit_code == 0, done.output
+    assert done.output.count("unprunable") == 1
+    found = KnowledgeDistribution.load(out)
+    assert len(found.rows) == 5 and len(found.unprunable(0.2)) == 1

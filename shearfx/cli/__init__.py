@@ -1,4 +1,4 @@
-"""The command line ``shearfx``: analyze, prune, verify, eval, shear.
+"""The command line ``shearfx``: analyze, prune, verify, eval, and LoRAShear: shear, knowledge, recover.
 
 Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import shearfx
-from shearfx.cli import analyze, evaluate, prune, shear, verify
+from shearfx.cli import analyze, evaluate, prune, recover, shear, verify
 
 __all__ = ["app", "main"]
 
@@ -92,6 +92,12 @@ app.command(
         "shearfx shear ./my-llama --config run.yaml -o run --resume",
     )
 )(shear.shear)
+app.command(
+    epilog=_examples("shearfx knowledge ./my-llama --pretrain c4.parquet --ratios 0.25 --ratios 0.5 -o knowledge.json")
+)(recover.knowledge)
+app.command(
+    epilog=_examples("shearfx recover ./small --original ./my-llama --pretrain c4.parquet --minutes 30 -o recovered")
+)(recover.recover)
 
 
 def main() -> None:

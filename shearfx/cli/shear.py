@@ -18,7 +18,7 @@ from shearfx.errors import PlanError, message
 if TYPE_CHECKING:
     from shearfx.config import ShearConfig
 
-__all__ = ["shear", "show_run"]
+__all__ = ["Many", "configured", "shear", "show_run"]
 
 Many = list[str] | None
 
@@ -52,11 +52,11 @@ def shear(
     with talking(as_json, debug) as talk:
         from shearfx.pipeline import shear as run
 
-        given: dict[str, Any] = {
+        given = {
             "ratio": ratio, "pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens,
             "gamma": gamma, "recipe": recipe,
         }  # fmt: skip
-        chosen = _config(config, {k: v for k, v in given.items() if v is not None} | _settings(option or []))
+        chosen = configured(config, given, option)
         loaded = open_model(talk, model, originals=original)
         sheared = run(loaded, out=out, resume=resume, teller=talk, config=chosen)
 
@@ -67,10 +67,16 @@ def shear(
         talk.result({"path": str(sheared.path), **sheared.record}, show)
 
 
-def _config(path: Path | None, given: dict[str, Any]) -> ShearConfig:
+def configured(path: Path | None, given: dict[str, Any], options: Many) -> ShearConfig:
+    """The configuration of a file, of options by name, and of ``--set name=value``; later ones go first.
+
+    Raises:
+        PlanError: see :class:`shearfx.config.ShearConfig`.
+    """
     from shearfx.config import ShearConfig
 
-    return ShearConfig.of_mapping(given) if path is None else ShearConfig.read(path, **given)
+    values = {name: value for name, value in given.items() if value is not None} | _settings(options or [])
+    return ShearConfig.of_mapping(values) if path is None else ShearConfig.read(path, **values)
 
 
 def _settings(options: list[str]) -> dict[str, Any]:

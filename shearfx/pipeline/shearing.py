@@ -5,15 +5,12 @@ Source: LoRAShear, Algorithm 1.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +23,7 @@ from shearfx.checkpoints import load, save
 from shearfx.compensation import compensate_cut
 from shearfx.config import ShearConfig
 from shearfx.construction import construct, remember
-from shearfx.data import Examples, hold_out, open_source, pack
-from shearfx.errors import PlanError, TrainingError, message
+from shearfx.errors import PlanError, message
 from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
 from shearfx.knowledge import check_possible, knowledge_distribution, prunable
@@ -35,37 +31,19 @@ from shearfx.low_rank import adapters_of
 from shearfx.models import LoadedModel, load_model
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Chooser, Redundant
+from shearfx.pipeline.study import Study, floating
+from shearfx.pipeline.tellers import Silent
+from shearfx.pipeline.tellers import Teller as Told
 from shearfx.pruning_plan import PruningPlan, masks_of, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
 from shearfx.selection import Selection, Tied, select
 from shearfx.speed import alternating
-from shearfx.training import Loop, Mixture, Recovery, Stage, losses_of, token_loss
+from shearfx.training import Loop, Mixture
 from shearfx.training.merging import merge_into
+from shearfx.training.recovery import Teacher
 
 Progress = Callable[[int, int], None]
-
-
-class Teller(Protocol):
-    """Who is told how it goes: the command line's ``Talk``, or nobody."""
-
-    def step(self, what: str) -> contextlib.AbstractContextManager[Progress]:
-        """A step that takes a while; yields a function of (done, total)."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[Progress]:
-        """Nothing is shown."""
-        yield lambda done, total: None
-
-    def note(self, text: str) -> None:
-        """Nothing is shown."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +65,7 @@ def shear(
     *,
     out: str | Path,
     resume: bool = False,
-    teller: Teller | None = None,
+    teller: Told | None = None,
     config: ShearConfig | None = None,
     **options: Any,
 ) -> Sheared:
@@ -121,14 +99,11 @@ def shear(
 class Shearing:
     """One run: the stages, and what they share."""
 
-    def __init__(self, loaded: LoadedModel, config: ShearConfig, run: RunDirectory, teller: Teller) -> None:
+    def __init__(self, loaded: LoadedModel, config: ShearConfig, run: RunDirectory, teller: Told) -> None:
         self.config, self.folder, self.teller = config, run, teller
-        self.start = time.monotonic()
-        self.model, self.tokenizer = loaded.module.eval(), loaded.tokenizer
+        self.model = loaded.module.eval()
         self.arguments = (loaded.args, loaded.kwargs)
-        self.device = _device(config.device)
-        self.dtype = _dtype(config.dtype, self.model, self.device)
-        torch.manual_seed(config.seed)
+        self.study = Study(self.model, loaded.tokenizer, config, teller)
         self._work: nn.Module | None = None
         self._graph: Graph | None = None
         self._tied: list[Tied] | None = None
@@ -139,10 +114,7 @@ class Shearing:
     def work(self) -> nn.Module:
         """The full model as it is trained and taught by: on the device, in the training dtype."""
         if self._work is None:
-            same = self.dtype == _floating(self.model) and self.device == next(self.model.parameters()).device
-            self._work = self.model if same else copy.deepcopy(self.model).to(self.device, self.dtype)
-            for parameter in self._work.parameters():
-                parameter.requires_grad_(False)
+            self._work = self.study.working_copy(self.model)
         return self._work
 
     @property
@@ -175,7 +147,7 @@ class Shearing:
 
     def run(self) -> Sheared:
         """All stages that are not done yet, in order."""
-        self._prepare()
+        self.study.read()
         self._dense()
         plan = self._prune()
         small = self._cut(plan)
@@ -183,92 +155,18 @@ class Shearing:
         self._weigh(small, plan)
         return Sheared(small, plan, self.folder.records, self.folder.path)
 
-    # -- data ------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        config = self.config
-        if not config.pretrain and not config.instruct:
-            todo = "pass pretrain= (--pretrain) text files, parquet, JSON lines or a hub name, or instruct="
-            raise TrainingError(message("there is nothing to score, train and judge by", where="data", todo=todo))
-        self.train: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
-        self.validation: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
-        with self.teller.step("reading and packing data") as progress:
-            for kind, specs in (("pretrain", config.pretrain), ("instruct", config.instruct)):
-                for spec in specs:
-                    source = open_source(spec, kind=kind)  # type: ignore[arg-type]
-                    packed = pack(
-                        source, self.tokenizer, sequence_length=config.sequence_length, max_tokens=config.max_tokens,
-                        min_tokens=config.min_tokens, progress=lambda done, of: progress(done, of or 0),
-                    )  # fmt: skip
-                    self._check_vocabulary(packed)
-                    train, held = hold_out(packed, config.validation, seed=config.seed)
-                    self.train[kind].append(train)
-                    self.validation[kind].append(held)
-        for examples in (*self.train["pretrain"], *self.train["instruct"]):
-            self.teller.note(str(examples))
-
-    def _check_vocabulary(self, examples: Examples) -> None:
-        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
-        size = getattr(embedding, "num_embeddings", None)
-        largest = int(examples.ids.max())
-        if size is not None and largest >= size:
-            what = f"the tokenizer gives id {largest}, and the model has {size} embeddings"
-            todo = "use the tokenizer that belongs to the model"
-            raise TrainingError(message(what, where=f"source {examples.name!r}", todo=todo))
-
-    def _batches(self, windows: int, seed: int) -> list[Tensor]:
-        """Windows of all sources alike, those of text where there are any."""
-        sources = self.train["pretrain"] or self.train["instruct"]
-        mixture = Mixture(sources, 1, seed=seed)
-        drawn = [mixture.next()["input_ids"] for _ in range(windows)]
-        return [torch.cat(drawn[i : i + self.config.batch_size]).to(self.device)
-                for i in range(0, windows, self.config.batch_size)]  # fmt: skip
-
-    def _judge(self, model: nn.Module, what: str) -> dict[str, Any]:
-        held = [*self.validation["pretrain"], *self.validation["instruct"]]
-        with self.teller.step(f"judging the {what} model") as progress:
-            losses = losses_of(model, held, self.config.batch_size, progress)
-        count = parameter_count(model)
-        shown = ", ".join(f"{name} {math.exp(min(loss, 700)):.2f}" for name, loss in losses.items())
-        self.teller.note(f"{what}: {count.total:,} parameters; perplexity on held-out windows: {shown}")
-        return {"losses": losses, "parameters": count.total, "without_embeddings": count.without_embeddings}
-
     # -- stages ----------------------------------------------------------------------------------------
 
     def _dense(self) -> None:
         if not self.folder.done("dense"):
-            found = self._judge(self.work, "dense")
-            self.folder.finish("dense", found | {"dtype": str(self.dtype)})
+            found = self.study.judge(self.work, "dense")
+            self.folder.finish("dense", found | {"dtype": str(self.study.dtype)})
 
     def _steps(self) -> int:
         """Optimiser steps of the budget; of a wall clock, what fits into the rest of it when training begins."""
         if not self.folder.done("budget"):
-            self.folder.finish("budget", {"steps": self._budget()})
+            self.folder.finish("budget", {"steps": self.study.steps(self.work, self._teacher())})
         return int(self.folder.records["budget"]["steps"])
-
-    def _budget(self) -> int:
-        config = self.config
-        each = config.batch_size * config.accumulate * config.sequence_length
-        if config.tokens is not None:
-            return config.tokens // each
-        assert config.minutes is not None
-        with self.teller.step("timing a training step"):
-            seconds = self._step_seconds() * config.accumulate
-        left = 60 * config.minutes - (time.monotonic() - self.start)
-        steps = int(TRAINED * left / seconds)
-        self.teller.note(f"a step takes {seconds:.1f} s: {steps} steps fit into {config.minutes:g} minutes")
-        return max(steps, 1)
-
-    def _step_seconds(self) -> float:
-        wrapped = self._wrap(copy.deepcopy(self.work))
-        mixture = Mixture(self.train["pretrain"] or self.train["instruct"], self.config.batch_size, seed=0)
-        times = []
-        for _ in range(3):
-            start = time.monotonic()
-            batch = mixture.next()
-            self._loss(wrapped, batch, self._teacher() if self.config.distill > 0 else None).backward()
-            times.append(time.monotonic() - start)
-        return sorted(times)[1] * 1.05
 
     def _knowledge(self) -> list[Tied]:
         config = self.config
@@ -281,7 +179,7 @@ class Shearing:
         check_possible(self.graph, self.tied, config.gamma, ratio, **limits)  # type: ignore[arg-type]
         with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
             found = knowledge_distribution(
-                self.graph, self.work, self._batches(config.knowledge_windows, config.seed + 1), tied=self.tied,
+                self.graph, self.work, self.study.batches(config.knowledge_windows, config.seed + 1), tied=self.tied,
                 saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma, seed=config.seed,
                 scores=self._scores(self.tied), cache=self.folder.path / "knowledge.jsonl",
                 announce=lambda cost: self.teller.note(str(cost)), progress=progress,
@@ -295,7 +193,7 @@ class Shearing:
 
     def _scores(self, tied: list[Tied]) -> dict[str, Tensor]:
         groups = list({g.name: g for t in tied for g in t.groups}.values())
-        batches = self._batches(self.config.scoring_windows, self.config.seed + 2)
+        batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         proxy = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
         return proxy.score(self.graph, self.work, groups=groups, data=batches, seed=self.config.seed)
 
@@ -345,7 +243,8 @@ class Shearing:
         steps = max(2, round(config.prune_share * self._steps()))
         warmup = round(config.warmup * steps)
         length = max(1, (steps - warmup) // config.periods)
-        self._wrapped = self._wrap(self.work)
+        self._frozen = {name: p.requires_grad for name, p in self.work.named_parameters()}
+        self._wrapped = self.study.wrap(self.work)
         optimizer = LHSPG(
             self.graph, self._wrapped, target=self.amount, warmup=warmup, periods=config.periods,
             period_length=length, saliency=config.saliency, half_space_eps=config.half_space_eps,
@@ -355,10 +254,10 @@ class Shearing:
             seed=config.seed,
         )  # fmt: skip
         teacher = self._inner_teacher(optimizer) if config.distill > 0 and config.carrier == "gates" else None
-        sources = [*self.train["pretrain"], *self.train["instruct"]]
+        sources = [*self.study.train["pretrain"], *self.study.train["instruct"]]
         mixture = Mixture(sources, config.batch_size, seed=config.seed)
         loop = Loop(
-            self._wrapped, optimizer, mixture, lambda m, b: self._loss(m, b, teacher), optimizer.schedule.steps,
+            self._wrapped, optimizer, mixture, lambda m, b: self.study.loss(m, b, teacher), optimizer.schedule.steps,
             accumulate=config.accumulate, checkpoint=self.folder.path / "state" / "prune", least=1.0,
             every=config.checkpoint_seconds, on_step=lambda metrics: self.folder.log("prune", **metrics),
         )  # fmt: skip
@@ -396,51 +295,36 @@ class Shearing:
                 small = construct(self.model, plan)
             else:
                 deltas = adapters_of(wrapped)
-                self._work = wrapped.unload()
-                source = self._work if mutated else self.model
-                small = construct(source, plan).to(dtype=_floating(self.model))
+                self._work = work = wrapped.unload()
+                for name, parameter in work.named_parameters():  # PEFT froze them, and they may be the user's
+                    parameter.requires_grad_(self._frozen.get(name, False))
+                source = work if mutated else self.model
+                small = construct(source, plan).to(dtype=floating(self.model))
                 merge_into(small, deltas, plan)
         if wrapped is None and config.compensation:
             with self.teller.step("compensating by least squares"):
-                batches = self._batches(config.scoring_windows, config.seed + 3)
+                batches = self.study.batches(config.scoring_windows, config.seed + 3)
                 compensate_cut(self.graph, self.work, small, plan, batches, _call)
-        save(small, plan, place, tokenizer=self.tokenizer, overwrite=True)
-        found = self._judge(copy.deepcopy(small).to(self.device, self.dtype), "cut")
+        save(small, plan, place, tokenizer=self.study.tokenizer, overwrite=True)
+        found = self.study.judge(self.study.working_copy(small), "cut")
         self.folder.finish("cut", found)
         return small
+
+    def _teacher(self) -> Teacher | None:
+        return self.study.teacher_of(self.work) if self.config.distill > 0 else None
 
     def _recover(self, small: nn.Module, plan: PruningPlan) -> nn.Module:
         place = self.folder.path / "model"
         if self.folder.done("recover"):
             return load(place)
-        config, records = self.config, self.folder.records
+        config, study, records = self.config, self.study, self.folder.records
         total = self._steps()
         steps = total - (round(config.prune_share * total) if config.prune_share else 0)
-        stages = [
-            Stage(kind, tuple(self.train[kind]), tuple(self.validation[kind]))
-            for kind in ("pretrain", "instruct") if self.train[kind]
-        ]  # fmt: skip
-        wrapped = self._wrap(copy.deepcopy(small).to(self.device, self.dtype))
-        wrapped.train()
-        with self.teller.step("dynamic recovery (Algorithm 5)") as progress:
-
-            def told(metrics: dict[str, Any]) -> None:
-                self.folder.log("recover", **metrics)
-                progress(metrics["step"], steps)
-
-            recovery = Recovery(
-                wrapped, lambda: torch.optim.AdamW(_trained(wrapped), lr=config.lr, weight_decay=config.weight_decay),
-                stages, records["dense"]["losses"], steps, rounds=config.rounds, balance=config.balance,
-                tolerance=config.tolerance, teacher=self._teacher() if config.distill > 0 else None,
-                distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate, seed=config.seed,
-                checkpoint=self.folder.path / "state" / "recover", every=config.checkpoint_seconds, on_step=told,
-                on_round=lambda one: self.folder.log("round", **vars(one)),
-            )  # fmt: skip
-            recovery.run()
-        merge_into(small, adapters_of(wrapped))
-        save(small, plan, place, tokenizer=self.tokenizer, overwrite=True)
-        found = self._judge(copy.deepcopy(small).to(self.device, self.dtype), "recovered")
-        self.folder.finish("recover", found | {"minutes": (time.monotonic() - self.start) / 60})
+        state = self.folder.path / "state" / "recover"
+        study.recover(small, records["dense"]["losses"], steps, self._teacher(), state, self.folder.log)
+        save(small, plan, place, tokenizer=study.tokenizer, overwrite=True)
+        found = study.judge(study.working_copy(small), "recovered")
+        self.folder.finish("recover", found | {"minutes": (time.monotonic() - study.start) / 60})
         return small
 
     def _weigh(self, small: nn.Module, plan: PruningPlan) -> None:
@@ -454,79 +338,20 @@ class Shearing:
             "flops_sizes": open_sizes(self.graph),
         }
         if hasattr(self.model, "generate"):
-            cut = copy.deepcopy(small).to(self.device, self.dtype).eval()
+            cut = self.study.working_copy(small).eval()
             with self.teller.step("timing prefill and decode, by turns") as progress:
                 before, after = alternating(self.work.eval(), cut, TURNS, progress)
             for what in ("prefill", "decode"):
                 both = zip(("dense", "recovered"), (before, after), strict=True)
                 found[what] = {name: statistics.median(getattr(s, what) for s in speeds) for name, speeds in both}
             found["timed"] = str(before[0]).partition("(")[2].rstrip(")")
-        found["minutes"] = (time.monotonic() - self.start) / 60
+        found["minutes"] = (time.monotonic() - self.study.start) / 60
         self.folder.finish("speed", found)
-
-    # -- training --------------------------------------------------------------------------------------
-
-    def _wrap(self, model: nn.Module) -> Any:
-        """The model with adapters; everything else is frozen."""
-        from peft import LoraConfig, get_peft_model
-
-        config = self.config
-        targets = "all-linear" if config.targets == ("all-linear",) else list(config.targets)
-        settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                              target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
-        torch.manual_seed(config.seed)
-        wrapped = get_peft_model(model, settings)
-        if config.gradient_checkpointing:
-            wrapped.enable_input_require_grads()
-            wrapped.gradient_checkpointing_enable()
-        return wrapped
-
-    def _teacher(self) -> Callable[[Tensor], Tensor]:
-        full = self.work.eval()
-
-        def ask(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                logits: Tensor = full(input_ids=ids, use_cache=False).logits
-            return logits
-
-        return ask
-
-    def _loss(self, model: nn.Module, batch: dict[str, Tensor], teacher: Callable[[Tensor], Tensor] | None) -> Tensor:
-        ids, labels = batch["input_ids"].to(self.device), batch["labels"].to(self.device)
-        hints = None if teacher is None else teacher(ids)
-        return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, self.config.distill)
 
 
 TURNS = 5
 """Timings of each model, one after the other, so that what else the machine does meets both."""
 
-TRAINED = 0.8
-"""Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""
-
 
 def _call(model: nn.Module, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def _floating(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(asked)
-
-
-def _dtype(asked: str, model: nn.Module, device: torch.device) -> torch.dtype:
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and device.type == "cpu" else _floating(model)

@@ -1,0 +1,79 @@
+"""Two stages of LoRAShear by themselves: what a model knows where, and recovery of a model that was cut before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shearfx.analysis import trace
+from shearfx.atomic import PLAN_FILE, check_free
+from shearfx.checkpoints import save
+from shearfx.config import ShearConfig
+from shearfx.errors import CheckpointError, TrainingError, message
+from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
+from shearfx.models import LoadedModel, load_model
+from shearfx.pipeline.study import Study
+from shearfx.pipeline.tellers import Teller
+from shearfx.pruning_plan import PruningPlan
+from shearfx.selection import Selection, select
+
+
+def measure_knowledge(loaded: LoadedModel, config: ShearConfig, teller: Teller) -> KnowledgeDistribution:
+    """Algorithm 3 on its own: every node group of the kinds asked for, in any form.
+
+    Raises:
+        ShearError: anything about model, data or options that stands against it.
+    """
+    study = Study(loaded.module.eval(), loaded.tokenizer, config, teller)
+    study.read()
+    with teller.step("tracing and analysing"):
+        graph = trace(study.model, *loaded.args, **loaded.kwargs)
+    tied, _ = select(graph, None, Selection((), (), config.exclude, config.kinds, (), "global", "fx"))
+    work = study.working_copy(study.model)
+    with teller.step("measuring what each node group knows (Algorithm 3)") as progress:
+        return knowledge_distribution(
+            graph, work, study.batches(config.knowledge_windows, config.seed + 1), tied=tied, saliency="fisher",
+            ratios=config.knowledge_ratios, gamma=config.gamma, seed=config.seed,
+            announce=lambda cost: teller.note(str(cost)), progress=progress,
+        )  # fmt: skip
+
+
+def recover_model(small: str, original: str, out: Path, config: ShearConfig, teller: Teller) -> dict[str, Any]:
+    """Algorithm 5 on its own: read a model that shearfx cut, teach it, write it beside its plan.
+
+    Args:
+        small: folder that shearfx wrote.
+        original: the full model, as :func:`shearfx.models.load_model` takes it.
+        out: folder to write; must not exist.
+        config: data, budget and options of recovery; the rest is not looked at.
+        teller: told how it goes.
+
+    Returns:
+        What ``dense``, ``cut`` and ``recover`` are in a run's record.
+
+    Raises:
+        ShearError: anything that stands against it.
+    """
+    check_free(out, overwrite=False)
+    plan_file = Path(small).expanduser() / PLAN_FILE
+    if not plan_file.is_file():
+        what, todo = f"there is no {PLAN_FILE} in it: shearfx did not cut this model", "name the folder that it wrote"
+        raise CheckpointError(message(what, where=small, todo=todo))
+    plan = PruningPlan.from_json(plan_file.read_text(encoding="utf-8"))
+    with teller.step("loading both models"):
+        full, cut = load_model(original), load_model(small)
+    names = {name for name, _ in full.module.named_parameters(remove_duplicate=False)}
+    if not {name for name, _ in cut.module.named_parameters(remove_duplicate=False)} <= names:
+        what = f"{type(full.module).__name__} from {original} is not what {small} was cut from"
+        raise TrainingError(message(what, todo="name the model that was pruned"))
+    study = Study(full.module.eval(), cut.tokenizer or full.tokenizer, config, teller)
+    study.read()
+    work = study.working_copy(full.module)
+    record: dict[str, Any] = {"dense": study.judge(work, "dense")}
+    record["cut"] = study.judge(study.working_copy(cut.module), "cut")
+    teacher = study.teacher_of(work) if config.distill > 0 else None
+    steps = study.steps(work, teacher)
+    study.recover(cut.module, record["dense"]["losses"], steps, teacher)
+    save(cut.module, plan, out, tokenizer=study.tokenizer)
+    record["recover"] = study.judge(study.working_copy(cut.module), "recovered")
+    return record

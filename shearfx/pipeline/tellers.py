@@ -1,0 +1,31 @@
+"""Who is told how a run goes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+
+
+class Teller(Protocol):
+    """Who is told how it goes: the command line's ``Talk``, or nobody."""
+
+    def step(self, what: str) -> contextlib.AbstractContextManager[Progress]:
+        """A step that takes a while; yields a function of (done, total)."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Progress]:
+        """Nothing is shown."""
+        yield lambda done, total: None
+
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
