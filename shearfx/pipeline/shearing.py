@@ -97,16 +97,23 @@ def shear(
 
 
 class Shearing:
-    """One run: the stages, and what they share."""
+    """One run: the stages, and what they share. ``known`` is what an earlier run found out about the same model."""
 
-    def __init__(self, loaded: LoadedModel, config: ShearConfig, run: RunDirectory, teller: Told) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: ShearConfig,
+        run: RunDirectory,
+        teller: Told,
+        known: tuple[Graph, list[Tied]] | None = None,
+    ) -> None:
         self.config, self.folder, self.teller = config, run, teller
         self.model = loaded.module.eval()
         self.arguments = (loaded.args, loaded.kwargs)
         self.study = Study(self.model, loaded.tokenizer, config, teller)
         self._work: nn.Module | None = None
-        self._graph: Graph | None = None
-        self._tied: list[Tied] | None = None
+        self._graph: Graph | None = known[0] if known else None
+        self._tied: list[Tied] | None = known[1] if known else None
 
     # -- what stages share -----------------------------------------------------------------------------
 

@@ -1,0 +1,149 @@
+"""Does fading move knowledge? LHSPG against cutting at once, at equal tokens: same model, data, adapters and judge.
+
+    python -m benchmarks.fading [--data ../shared] [--model stories260k|smollm2] [--ratios 0.2 0.5]
+                                [--tokens 20000 40000 80000] [--seeds 0 1 2] [--methods ...]
+
+Every method gets the same number of training tokens in all (LHSPG's own included), the same structures to choose from
+and the same windows. ``cut`` is the model right after the cut, before recovery. Rows are kept one by one in
+``results/fading_rows.json``; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from shearfx.config import ShearConfig
+from shearfx.data import Examples, open_source, pack
+from shearfx.models import load_model
+from shearfx.pipeline import Shearing, Silent
+from shearfx.run_directory import RunDirectory
+from shearfx.training import losses_of
+
+ROWS = record.RESULTS / "fading_rows.json"
+PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0}
+FADED = PLAIN | {"prune_share": 0.5}
+METHODS: dict[str, dict[str, Any]] = {
+    "at once": PLAIN,
+    "at once, compensated": PLAIN | {"compensation": True},
+    "at once, distilled": PLAIN | {"distill": 0.5},
+    "at once, compensated, distilled": PLAIN | {"compensation": True, "distill": 0.5},
+    "LHSPG, 5 periods": FADED,
+    "LHSPG, 1 period": FADED | {"periods": 1},
+    "LHSPG, 5 periods, distilled": FADED | {"distill": 0.5},
+    "LHSPG, 5 periods, half-space 0.9": FADED | {"half_space_eps": 0.9},
+    "paper": {"recipe": "paper", "gamma": None, "min_tokens": 0},
+}
+COLUMNS = ("model", "ratio", "tokens", "method", "cut", "recovered", "spread", "gap closed", "seeds")
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared"))
+    parser.add_argument("--model", choices=("stories260k", "smollm2"), default="stories260k")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[20_000, 40_000, 80_000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows: dict[str, dict[str, Any]] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    todo = [
+        (key, what)
+        for what in itertools.product(options.ratios, options.tokens, options.seeds, options.methods)
+        if (key := " | ".join(map(str, (options.model, *what)))) not in rows
+    ]
+    if todo:
+        bench = Bench(options.model, options.data)
+        for done, (key, what) in enumerate(todo, 1):
+            rows[key] = bench.run(*what)
+            print(f"[{done}/{len(todo)}] {key}: {rows[key]['recovered']:.4f}", file=sys.stderr, flush=True)
+            ROWS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    report(rows)
+
+
+class Bench:
+    """One model, analysed once."""
+
+    def __init__(self, model: str, data: Path) -> None:
+        text = data / "data" / "text"
+        from shearfx.demo import smollm2_path
+
+        small = model == "stories260k"
+        spec = str(data / "models" / "stories260k") if small else str(smollm2_path())
+        self.train = text / ("tinystories_train.jsonl" if small else "c4_validation_2k.parquet")
+        judge = text / ("tinystories_valid.jsonl" if small else "wikitext2_test_raw_first_half.txt")
+        self.model, self.options = model, {"lr": 4e-3, "sequence_length": 256} if small else {"lr": 1e-3}
+        self.loaded = load_model(spec)
+        packed = pack(open_source(judge, kind="pretrain"), self.loaded.tokenizer, sequence_length=256, min_tokens=0)
+        self.judge: Examples = packed.take(range(min(48, len(packed))))
+        self.dense = losses_of(self.loaded.module, [self.judge])[self.judge.name]
+        self.known: Any = None
+
+    def run(self, ratio: float, tokens: int, seed: int, method: str) -> dict[str, Any]:
+        """One row: losses on the judge's text, in nats a token."""
+        start = time.monotonic()
+        config = ShearConfig.of_mapping(
+            {"ratio": ratio, "tokens": tokens, "seed": seed, "pretrain": (str(self.train),), "max_tokens": 400_000}
+            | self.options | METHODS[method]
+        )  # fmt: skip
+        loaded = copy.copy(self.loaded)
+        object.__setattr__(loaded, "module", copy.deepcopy(self.loaded.module))
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunDirectory(Path(folder) / "run", self.model, config, resume=False)
+            shearing = Shearing(loaded, config, run, Silent(), self.known)
+            sheared = shearing.run()
+            self.known = (shearing.graph, shearing.tied)
+            from shearfx.checkpoints import load
+
+            cut = losses_of(load(run.path / "cut"), [self.judge])[self.judge.name]
+        return {
+            "model": self.model, "ratio": ratio, "tokens": tokens, "seed": seed, "method": method, "dense": self.dense,
+            "cut": cut, "recovered": losses_of(sheared.model, [self.judge])[self.judge.name],
+            "achieved": sheared.plan.achieved, "seconds": time.monotonic() - start, "torch": torch.__version__,
+        }  # fmt: skip
+
+
+def report(rows: dict[str, dict[str, Any]]) -> None:
+    """Means over seeds; ``gap closed`` counts from the plain cut at once of the same ratio."""
+    bare: dict[tuple[str, float], float] = {}
+    for row in rows.values():
+        if row["method"] == "at once":
+            bare[row["model"], row["ratio"]] = row["cut"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows.values(), key=lambda r: (r["model"], r["ratio"], r["tokens"])):
+        groups.setdefault((row["model"], row["ratio"], row["tokens"], row["method"]), []).append(row)
+    table = []
+    for (model, ratio, tokens, method), same in groups.items():
+        found = [row["recovered"] for row in same]
+        mean, dense = statistics.mean(found), same[0]["dense"]
+        cut = bare.get((model, ratio))
+        gap = "" if cut is None else f"{(cut - mean) / (cut - dense):.0%}"
+        table.append(
+            {"model": model, "ratio": ratio, "tokens": tokens, "method": method, "seeds": len(same),
+             "cut": f"{statistics.mean(r['cut'] for r in same):.3f}", "recovered": f"{mean:.3f}", "gap closed": gap,
+             "spread": f"{max(found) - min(found):.3f}"}
+        )  # fmt: skip
+    dense = ", ".join(f"{m} {d:.3f}" for m, d in {r["model"]: r["dense"] for r in rows.values()}.items())
+    text = (
+        "Losses in nats a token on text that is not trained on (stories260k: TinyStories valid; SmolLM2: WikiText-2), "
+        f"48 windows of 256. Dense: {dense}. `gap closed`: of the loss between dense and the plain cut at once.\n\n"
+    )
+    record.keep("fading", "LHSPG against cutting at once", text + record.table(table, COLUMNS), list(rows.values()))
+
+
+if __name__ == "__main__":
+    main()
