@@ -149,7 +149,7 @@ def test_relative_scores_are_ranked_globally_only_when_asked() -> None:
         {"penalty": "constant"}, {"half_space_eps": 1.0}, {"warmup": -1}, {"periods": 0}, {"period_length": 0},
         {"variant": "lion"}, {"carrier": "air"}, {"data": iter([])}, {"ranking": "global"}, {"saliency": "nonsense"},
     ],
-    ids=str,
+    ids=lambda wrong: " ".join(wrong),  # values print an address, which differs between workers
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused_before_training(wrong: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
