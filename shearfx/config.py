@@ -202,9 +202,11 @@ class ShearConfig:
             raise PlanError(message(what, where="configuration", todo="set one, and the other to null"))
         if (self.tokens is not None and self.tokens < 0) or (self.minutes is not None and self.minutes <= 0):
             raise _bad("tokens or minutes", self.tokens or self.minutes, "a positive number")
-        if self.merge == "period" and self.carrier == "gates" and self.distill > 0:
-            what = "merging every period changes the weights that the full model's word comes from"
-            raise PlanError(message(what, where="merge, distill", todo="set distill: 0, or merge: end"))
+        if (self.merge == "period" or self.carrier == "weights") and self.prune_share > 0 and self.distill > 0:
+            what = (
+                f"merge: {self.merge}, carrier: {self.carrier} change the weights that the full model's word comes from"
+            )
+            raise PlanError(message(what, where="distill", todo="set distill: 0, or merge: end and carrier: gates"))
 
 
 PAPER: dict[str, Any] = {

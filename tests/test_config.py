@@ -56,7 +56,7 @@ def test_the_paper_is_the_paper() -> None:
         ({"tokens": None}, "a run has one budget"),
         ({"seed": None}, "seed: None is not a"),
         ({"compensation": "yes"}, "compensation: 'yes' is not true or false"),
-        ({"merge": "period", "distill": 0.5}, "merging every period changes the weights"),
+        ({"merge": "period", "prune_share": 0.5, "distill": 0.5}, "merge: period, carrier: gates change the weights"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, Any], said: str) -> None:

@@ -147,6 +147,14 @@ def test_progressive_recipes_run_through(stories: Path, options: Options, tmp_pa
     assert 1 - cut["parameters"] / dense["parameters"] == pytest.approx(0.2, abs=2e-3)
     (source,) = dense["losses"]
     assert recovered["losses"][source] < cut["losses"][source]
+    # stopped right after pruning, the run still knows what the adapters learnt
+    again = tmp_path / "again"
+    shutil.copytree(sheared.path, again, ignore=shutil.ignore_patterns("cut", "model", "recover"))
+    done = ("dense", "budget", "prune")
+    (again / "stages.json").write_text(json.dumps({name: sheared.record[name] for name in done}))
+    resumed = shearfx.shear(str(stories), out=again, resume=True, **(options | {"tokens": 60 * 512} | more))
+    assert resumed.record["cut"] == cut
+    assert resumed.record["recover"]["losses"] == recovered["losses"]
 
 
 def invoke(*arguments: str) -> Result:

@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithm 1.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -23,14 +24,14 @@ from shearfx.checkpoints import load, save
 from shearfx.compensation import compensate_cut
 from shearfx.config import ShearConfig
 from shearfx.construction import construct, remember
-from shearfx.errors import PlanError, message
+from shearfx.errors import PlanError, TrainingError, message
 from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
 from shearfx.knowledge import check_possible, knowledge_distribution, prunable
-from shearfx.low_rank import adapters_of
+from shearfx.low_rank import LowRank
 from shearfx.models import LoadedModel, load_model
-from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Chooser, Redundant
+from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.study import Study, floating
 from shearfx.pipeline.tellers import Silent
 from shearfx.pipeline.tellers import Teller as Told
@@ -39,7 +40,6 @@ from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
 from shearfx.selection import Selection, Tied, select
 from shearfx.speed import alternating
-from shearfx.training import Loop, Mixture
 from shearfx.training.merging import merge_into
 from shearfx.training.recovery import Teacher
 
@@ -107,11 +107,17 @@ class Shearing:
         teller: Told,
         known: tuple[Graph, list[Tied]] | None = None,
     ) -> None:
+        if loaded.kind != "causal-lm":
+            what = f"{type(loaded.module).__name__} is no causal language model, and shear trains by the next token"
+            todo = "use shearfx.plan and shearfx.optim.LHSPG in a training loop of your own"
+            raise TrainingError(message(what, where=loaded.source, todo=todo))
         self.config, self.folder, self.teller = config, run, teller
         self.model = loaded.module.eval()
         self.arguments = (loaded.args, loaded.kwargs)
         self.study = Study(self.model, loaded.tokenizer, config, teller)
         self._work: nn.Module | None = None
+        self._faded: tuple[nn.Module, dict[str, LowRank]] | None = None
+        """After progressive pruning: the weights to cut from, and what adapters learnt beside them."""
         self._graph: Graph | None = known[0] if known else None
         self._tied: list[Tied] | None = known[1] if known else None
 
@@ -245,70 +251,26 @@ class Shearing:
             return settle(self.model, self.graph, plan)
 
     def _progressive(self, tied: list[Tied]) -> Redundant:
-        """LHSPG with adapters; what they learnt stays on the working copy for the cut."""
-        config = self.config
-        steps = max(2, round(config.prune_share * self._steps()))
-        warmup = round(config.warmup * steps)
-        length = max(1, (steps - warmup) // config.periods)
-        self._frozen = {name: p.requires_grad for name, p in self.work.named_parameters()}
-        self._wrapped = self.study.wrap(self.work)
-        optimizer = LHSPG(
-            self.graph, self._wrapped, target=self.amount, warmup=warmup, periods=config.periods,
-            period_length=length, saliency=config.saliency, half_space_eps=config.half_space_eps,
-            penalty=config.penalty, strength=config.strength, carrier=config.carrier,
-            merge="period" if config.merge == "period" else "never", lr=config.lr,
-            weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
-            seed=config.seed,
-        )  # fmt: skip
-        teacher = self._inner_teacher(optimizer) if config.distill > 0 and config.carrier == "gates" else None
-        sources = [*self.study.train["pretrain"], *self.study.train["instruct"]]
-        mixture = Mixture(sources, config.batch_size, seed=config.seed)
-        loop = Loop(
-            self._wrapped, optimizer, mixture, lambda m, b: self.study.loss(m, b, teacher), optimizer.schedule.steps,
-            accumulate=config.accumulate, checkpoint=self.folder.path / "state" / "prune", least=1.0,
-            every=config.checkpoint_seconds, on_step=lambda metrics: self.folder.log("prune", **metrics),
-        )  # fmt: skip
-        loop.resume()
-        self._wrapped.train()
-        with self.teller.step("progressive pruning (Algorithm 4)") as progress:
-            for metrics in loop.run():
-                progress(metrics["step"], loop.steps)
-        self._wrapped.eval()
-        optimizer.detach()
-        for entry in optimizer.history:
-            self.folder.log("period", **entry)
-        return optimizer.redundant
-
-    def _inner_teacher(self, optimizer: LHSPG) -> Callable[[Tensor], Tensor]:
-        """The full model inside the one that is trained: gates open, adapters off; no second copy in memory."""
-        wrapped = self._wrapped
-
-        def ask(ids: Tensor) -> Tensor:
-            with torch.no_grad(), optimizer.gates.opened(), wrapped.disable_adapter():
-                logits: Tensor = wrapped(input_ids=ids, use_cache=False).logits
-            return logits
-
-        return ask
+        """LHSPG; what adapters learnt is kept for the cut."""
+        steps = max(2, round(self.config.prune_share * self._steps()))
+        mutates = self.config.carrier == "weights" or self.config.merge == "period"
+        model = copy.deepcopy(self.work) if mutates else self.work
+        redundant, learnt = prune_progressively(self.study, self.graph, model, tied, self.amount, steps, self.folder)
+        self._faded = (model if mutates else self.model, learnt)
+        return redundant
 
     def _cut(self, plan: PruningPlan) -> nn.Module:
         place = self.folder.path / "cut"
         if self.folder.done("cut"):
             return load(place)
         config = self.config
-        wrapped = getattr(self, "_wrapped", None)
-        mutated = wrapped is not None and (config.carrier == "weights" or config.merge == "period")
+        if config.prune_share and self._faded is None:  # stopped between the two stages
+            self._progressive(self._knowledge())
+        source, learnt = self._faded or (self.model, {})
         with self.teller.step("cutting"):
-            if wrapped is None:
-                small = construct(self.model, plan)
-            else:
-                deltas = adapters_of(wrapped)
-                self._work = work = wrapped.unload()
-                for name, parameter in work.named_parameters():  # PEFT froze them, and they may be the user's
-                    parameter.requires_grad_(self._frozen.get(name, False))
-                source = work if mutated else self.model
-                small = construct(source, plan).to(dtype=floating(self.model))
-                merge_into(small, deltas, plan)
-        if wrapped is None and config.compensation:
+            small = construct(source, plan).to(dtype=floating(self.model), device=_place(self.model))
+            merge_into(small, learnt, plan)
+        if self._faded is None and config.compensation:
             with self.teller.step("compensating by least squares"):
                 batches = self.study.batches(config.scoring_windows, config.seed + 3)
                 compensate_cut(self.graph, self.work, small, plan, batches, _call)
@@ -358,6 +320,10 @@ class Shearing:
 
 TURNS = 5
 """Timings of each model, one after the other, so that what else the machine does meets both."""
+
+
+def _place(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _call(model: nn.Module, ids: Tensor) -> Any:

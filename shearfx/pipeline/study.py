@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,28 @@ class Study:
             state: folder of checkpoints.
             log: told of every step and round.
         """
-        config = self.config
         stages = [
             Stage(kind, tuple(self.train[kind]), tuple(self.validation[kind]))
             for kind in ("pretrain", "instruct") if self.train[kind]
         ]  # fmt: skip
-        wrapped = self.wrap(copy.deepcopy(small).to(self.device, self.dtype))
-        wrapped.train()
+        work = self.working_copy(small)
+        with adapting(self, work) as wrapped:
+            rounds = self._recover(wrapped.train(), stages, reference, steps, teacher, state, log)
+            learnt = adapters_of(wrapped)
+        merge_into(small, learnt)  # in its own dtype, which may be finer than that of training
+        return rounds
+
+    def _recover(
+        self,
+        wrapped: Any,
+        stages: list[Stage],
+        reference: Mapping[str, float],
+        steps: int,
+        teacher: Teacher | None,
+        state: Path | None,
+        log: Callable[..., None] | None,
+    ) -> list[Round]:
+        config = self.config
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         with self.teller.step("dynamic recovery (Algorithm 5)") as progress:
             done = 0
@@ -203,15 +219,28 @@ class Study:
                     log("recover", **metrics)
                 progress(done, steps)
 
-            rounds = Recovery(
+            return Recovery(
                 wrapped, lambda: torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay), stages,
                 reference, steps, rounds=config.rounds, balance=config.balance, tolerance=config.tolerance,
                 teacher=teacher, distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate,
                 seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told,
                 on_round=lambda one: log("round", **vars(one)) if log is not None else None,
             ).run()  # fmt: skip
-        merge_into(small, adapters_of(wrapped))
-        return rounds
+
+
+@contextlib.contextmanager
+def adapting(study: Study, model: nn.Module) -> Iterator[Any]:
+    """The model with adapters for the while; afterwards it is what it was, but for what was merged into it."""
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    training = model.training
+    wrapped = study.wrap(model)
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
+        model.train(training)
+        for name, parameter in model.named_parameters():  # PEFT froze them
+            parameter.requires_grad_(wanted[name])
 
 
 def floating(model: nn.Module) -> torch.dtype:

@@ -1,0 +1,80 @@
+"""Progressive pruning with adapters on a working copy: LHSPG in the pipeline's own loop.
+
+Source: LoRAShear, Algorithm 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.graph import Graph
+from shearfx.low_rank import LowRank, adapters_of
+from shearfx.optim import LHSPG
+from shearfx.optim.choosing import Redundant
+from shearfx.pipeline.study import Study, adapting
+from shearfx.run_directory import RunDirectory
+from shearfx.selection import Tied
+from shearfx.training import Loop, Mixture
+from shearfx.training.recovery import Teacher
+
+
+def prune_progressively(
+    study: Study, graph: Graph, model: nn.Module, tied: list[Tied], amount: int, steps: int, folder: RunDirectory
+) -> tuple[Redundant, dict[str, LowRank]]:
+    """Train adapters on a model while structures fade to zero; the model is left without them.
+
+    Args:
+        study: data and loss.
+        graph: the analysis of the model.
+        model: in the training dtype; its weights change only where ``carrier`` or ``merge`` of the configuration say so.
+        tied: what may be cut.
+        amount: parameters to go.
+        steps: optimiser steps, warm-up and periods together.
+        folder: of the run; a checkpoint in it is gone on with, a finished one read.
+
+    Returns:
+        What is redundant, and what the adapters learnt.
+    """
+    config = study.config
+    warmup = round(config.warmup * steps)
+    with adapting(study, model) as wrapped:
+        optimizer = LHSPG(
+            graph, wrapped, target=amount, warmup=warmup, periods=config.periods,
+            period_length=max(1, (steps - warmup) // config.periods), saliency=config.saliency,
+            half_space_eps=config.half_space_eps, penalty=config.penalty, strength=config.strength,
+            carrier=config.carrier, merge="period" if config.merge == "period" else "never", lr=config.lr,
+            weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
+            seed=config.seed,
+        )  # fmt: skip
+        teacher = _inner_teacher(wrapped, optimizer) if config.distill > 0 else None
+        mixture = Mixture([*study.train["pretrain"], *study.train["instruct"]], config.batch_size, seed=config.seed)
+        loop = Loop(
+            wrapped, optimizer, mixture, lambda m, b: study.loss(m, b, teacher), optimizer.schedule.steps,
+            accumulate=config.accumulate, checkpoint=folder.path / "state" / "prune", least=1.0,
+            every=config.checkpoint_seconds, on_step=lambda metrics: folder.log("prune", **metrics),
+        )  # fmt: skip
+        loop.resume()
+        wrapped.train()
+        with study.teller.step("progressive pruning (Algorithm 4)") as progress:
+            for metrics in loop.run():
+                progress(metrics["step"], loop.steps)
+        loop.save()  # what adapters learnt is needed for the cut, should the run stop before it
+        wrapped.eval()
+        optimizer.detach()
+        for entry in optimizer.history:
+            folder.log("period", **entry)
+        return optimizer.redundant, adapters_of(wrapped)
+
+
+def _inner_teacher(wrapped: Any, optimizer: LHSPG) -> Teacher:
+    """The full model inside the one that is trained: gates open, adapters off; no second copy in memory."""
+
+    def ask(ids: Tensor) -> Tensor:
+        with torch.no_grad(), optimizer.gates.opened(), wrapped.disable_adapter():
+            logits: Tensor = wrapped(input_ids=ids, use_cache=False).logits
+        return logits
+
+    return ask
