@@ -29,7 +29,7 @@ def prune_progressively(
     Args:
         study: data and loss.
         graph: the analysis of the model.
-        model: in the training dtype; its weights change only where ``carrier`` or ``merge`` of the configuration say so.
+        model: in the training dtype; its weights change only where the configuration's ``carrier`` or ``merge`` say so.
         tied: what may be cut.
         amount: parameters to go.
         steps: optimiser steps, warm-up and periods together.
