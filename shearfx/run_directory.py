@@ -21,6 +21,8 @@ CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.j
 class RunDirectory:
     """One run's folder.
 
+    A run that ended before its first stage did leaves nothing worth keeping: the folder can be used again.
+
     ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step or round), ``stages.json``
     (what each finished stage found), ``plan.json``, ``state/`` (checkpoints), ``cut/`` and ``model/`` (results).
     """
@@ -29,9 +31,10 @@ class RunDirectory:
         self.path, self.model = path, model
         asked = f"# model: {json.dumps(model)}\n{config.to_yaml()}"
         try:
-            if (path / CONFIG).is_file():
+            begun = (path / CONFIG).is_file()
+            if begun and (path / RECORDS).is_file():
                 self._check_same(asked, resume)
-            elif path.exists() and any(path.iterdir()):
+            elif not begun and path.exists() and any(path.iterdir()):
                 todo = "name a new folder"
                 raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
             else:

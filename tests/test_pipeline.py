@@ -16,7 +16,7 @@ import shearfx
 from shearfx.cli import app
 from shearfx.cli.shear import closed
 from shearfx.config import ShearConfig
-from shearfx.errors import CheckpointError, PlanError, TrainingError
+from shearfx.errors import CheckpointError, DataError, PlanError, TrainingError
 from shearfx.knowledge import KnowledgeDistribution
 from shearfx.models import load_model
 from shearfx.pipeline import Shearing, Silent
@@ -114,10 +114,10 @@ def test_mistakes_are_named_before_anything_is_trained(stories: Path, options: O
 
     with pytest.raises(TrainingError, match="nothing to score, train and judge by"):
         run(pretrain=())
-    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(DataError, match="did you mean"):  # the folder of a run that never began can be used again
+        run(pretrain=(options["pretrain"][0] + "x",))
     with pytest.raises(PlanError, match=r"at most .* can go"):
         run(ratio=0.85)
-    shutil.rmtree(tmp_path / "run")
     with pytest.raises(PlanError, match="no option 'rate'"):
         run(rate=0.1)
     (tmp_path / "taken").mkdir()
