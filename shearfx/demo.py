@@ -133,6 +133,7 @@ def run(talk: Talk, out: Path, minutes: float = MINUTES) -> None:
         f"perplexity: Python's manual, the part not learnt from, {p.tokens} tokens, sequence {p.sequence_length}, "
         f"{p.tokenizer}, {p.dtype}"
     )
+    say("The recovered model has learnt from the manual's other part, which the original has not: part of it is that.")
     say(f"\nprompt:    {PROMPT}", markup=False)
     for name, sample in (("before", before.sample), ("cut", cut.sample), ("recovered", after["sample"])):
         say(f"{name + ':':<10} {sample.strip()!r}", markup=False)
