@@ -18,7 +18,7 @@ from shearfx.pipeline.study import Study, adapting
 from shearfx.run_directory import RunDirectory
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
-from shearfx.training.recovery import Teacher
+from shearfx.training.losses import Teacher
 
 
 def prune_progressively(

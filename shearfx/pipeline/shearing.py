@@ -6,6 +6,7 @@ Source: LoRAShear, Algorithm 1.
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +27,7 @@ from shearfx.construction import construct, remember
 from shearfx.errors import PlanError, TrainingError, message
 from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
+from shearfx.inference import device_of
 from shearfx.knowledge import check_possible, knowledge_distribution, prunable
 from shearfx.low_rank import LowRank
 from shearfx.models import LoadedModel, load_model
@@ -40,8 +41,8 @@ from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
 from shearfx.selection import Selection, Tied, select
 from shearfx.speed import alternating
+from shearfx.training.losses import Teacher
 from shearfx.training.merging import merge_into
-from shearfx.training.recovery import Teacher
 
 Progress = Callable[[int, int], None]
 
@@ -86,7 +87,6 @@ def shear(
     chosen.check()
     if isinstance(model, nn.Module):
         from shearfx.example_inputs import example_inputs, kind_of
-        from shearfx.inference import device_of
 
         kwargs = example_inputs(model, device_of(model))
         model = LoadedModel(model, type(model).__name__, kind_of(model), kwargs=kwargs, tokenizer=tokenizer)
@@ -194,7 +194,7 @@ class Shearing:
             found = knowledge_distribution(
                 self.graph, self.work, self.study.batches(config.knowledge_windows, config.seed + 1), tied=self.tied,
                 saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma, seed=config.seed,
-                scores=self._scores(self.tied), cache=self.folder.path / "knowledge.jsonl",
+                scores=self.scores, cache=self.folder.path / "knowledge.jsonl",
                 announce=lambda cost: self.teller.note(str(cost)), progress=progress,
             )  # fmt: skip
         names = list(found.unprunable())
@@ -204,8 +204,10 @@ class Shearing:
         self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
         return prunable(self.tied, names)
 
-    def _scores(self, tied: list[Tied]) -> dict[str, Tensor]:
-        groups = list({g.name: g for t in tied for g in t.groups}.values())
+    @functools.cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """Of all that may be cut; knowledge analysis and a cut at once go by the same ones."""
+        groups = list({g.name: g for t in self.tied for g in t.groups}.values())
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         proxy = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
         return proxy.score(self.graph, self.work, groups=groups, data=batches, seed=self.config.seed)
@@ -222,7 +224,7 @@ class Shearing:
             raise PlanError(message(what, todo="ask for less, a smaller floor, or more kinds"))
         if config.prune_share == 0:
             with self.teller.step(f"scoring structures by {config.saliency}"):
-                scores = self._scores(tied)
+                scores = self.scores
             redundant, _ = chooser.choose(self.amount, scores, find(config.saliency).unit)
         else:
             redundant = self._progressive(tied)
@@ -268,7 +270,7 @@ class Shearing:
             self._progressive(self._knowledge())
         source, learnt = self._faded or (self.model, {})
         with self.teller.step("cutting"):
-            small = construct(source, plan).to(dtype=floating(self.model), device=_place(self.model))
+            small = construct(source, plan).to(dtype=floating(self.model), device=device_of(self.model))
             merge_into(small, learnt, plan)
         if self._faded is None and config.compensation:
             with self.teller.step("compensating by least squares"):
@@ -320,10 +322,6 @@ class Shearing:
 
 TURNS = 5
 """Timings of each model, one after the other, so that what else the machine does meets both."""
-
-
-def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _call(model: nn.Module, ids: Tensor) -> Any:

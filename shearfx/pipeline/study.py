@@ -20,9 +20,9 @@ from shearfx.errors import TrainingError, message
 from shearfx.evaluation import parameter_count
 from shearfx.low_rank import adapters_of
 from shearfx.pipeline.tellers import Teller
-from shearfx.training import Mixture, Recovery, Round, Stage, losses_of, token_loss
+from shearfx.training import Mixture, Recovery, Round, Stage, losses_of
+from shearfx.training.losses import Teacher, causal_loss
 from shearfx.training.merging import merge_into
-from shearfx.training.recovery import Teacher
 
 TRAINED = 0.8
 """Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""
@@ -43,7 +43,7 @@ class Study:
     ) -> None:
         self.model, self.tokenizer, self.config, self.teller = model, tokenizer, config, teller
         self.start = time.monotonic()
-        self.device = device_of(config.device)
+        self.device = device_for(config.device)
         self.dtype = dtype_of(config.dtype, model, self.device)
         self.train: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
         self.validation: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
@@ -139,9 +139,7 @@ class Study:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], teacher: Teacher | None) -> Tensor:
         """Of a microbatch."""
-        ids, labels = batch["input_ids"].to(self.device), batch["labels"].to(self.device)
-        hints = None if teacher is None else teacher(ids)
-        return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, self.config.distill)
+        return causal_loss(model, batch, teacher, self.config.distill)
 
     def steps(self, model: nn.Module, teacher: Teacher | None) -> int:
         """Optimiser steps of the budget; of a wall clock, what fits into the rest of it, by timing some."""
@@ -248,7 +246,7 @@ def floating(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def device_of(asked: str) -> torch.device:
+def device_for(asked: str) -> torch.device:
     """One GPU where there is one and none is asked for, else the CPU."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -43,8 +42,3 @@ def losses_of(
                     progress(done, total)
             found[source.name] = loss / max(count, 1)
     return found
-
-
-def mean_perplexity(losses: dict[str, float]) -> float:
-    """The exponential of the mean loss over sources."""
-    return math.exp(sum(losses.values()) / max(len(losses), 1))

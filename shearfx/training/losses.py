@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shearfx.gradients import IGNORED
+from shearfx.inference import device_of
+
+Teacher = Callable[[Tensor], Tensor]
+"""From token ids ``[batch, tokens]`` to the full model's logits ``[batch, tokens, vocabulary]``, without gradients."""
 
 ROWS = 128
 """Positions whose probabilities are worked out in float32 at a time."""
@@ -43,6 +48,14 @@ def token_loss(
         hints = None if hints is None else hints[kept]
     found: Tensor = _TokenLoss.apply(rows, targets, hints, distill, divisor)  # type: ignore[no-untyped-call]
     return found
+
+
+def causal_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Teacher | None, distill: float) -> Tensor:
+    """:func:`token_loss` of a causal language model on ``input_ids`` and ``labels``, moved to where it is."""
+    device = device_of(model)
+    ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+    hints = teacher(ids) if teacher is not None and distill > 0 else None
+    return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, distill)
 
 
 class _TokenLoss(torch.autograd.Function):

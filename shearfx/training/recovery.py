@@ -10,17 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shearfx.data import Examples
 from shearfx.errors import TrainingError, message
 from shearfx.training.judging import losses_of
 from shearfx.training.loop import Loop, Metrics
-from shearfx.training.losses import token_loss
+from shearfx.training.losses import Teacher, causal_loss
 from shearfx.training.sampling import Mixture
-
-Teacher = Callable[[Tensor], Tensor]
-"""From token ids ``[batch, tokens]`` to the full model's logits ``[batch, tokens, vocabulary]``, without gradients."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,9 @@ class Recovery:
         mixture = Mixture(stage.train, self.batch_size, seed=self.seed + number)
         mine: list[Round] = []
         loop = Loop(
-            self.model, self.optimizer(), mixture, self._loss, steps, accumulate=self.accumulate, clip=self.clip,
+            self.model, self.optimizer(), mixture,
+            lambda model, batch: causal_loss(model, batch, self.teacher, self.distill), steps,
+            accumulate=self.accumulate, clip=self.clip,
             warm=self.warm, on_step=self.on_step, checkpoint=place, every=self.every,
             extra=lambda: {"rounds": [asdict(one) for one in mine]},
         )  # fmt: skip
@@ -173,9 +172,3 @@ class Recovery:
             return False
         means = [sum(one.degradation.values()) / len(one.degradation) for one in rounds]
         return means[-1 - self.patience] - means[-1] < self.tolerance * abs(means[0])
-
-    def _loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        device = next(model.parameters()).device
-        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
-        hints = self.teacher(ids) if self.teacher is not None and self.distill > 0 else None
-        return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, self.distill)
