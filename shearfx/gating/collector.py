@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from shearfx.gating.sites import GateSite
+
+Along: TypeAlias = Sequence[tuple[Sequence[tuple[str, Tensor]], Tensor]]
+"""Groups that are gated at one place, and what goes with one of their structures, shaped like the activation there."""
 
 KEPT = 64
 """Forward passes that a backward pass may still come for."""
@@ -45,6 +50,10 @@ class Collector:
         self.number += 1
         self._passes = {n: known for n, known in self._passes.items() if n > self.number - KEPT}
         self._passes[self.number] = (batch, frozenset(tokens))
+
+    def along(self, site: GateSite, x: Tensor) -> Along:
+        """The directions that derivatives are taken in where an activation is gated: along itself."""
+        return [(site.where, x)]
 
     def add(
         self, where_of: Sequence[tuple[str, Tensor]], axis: int, product: Tensor, number: int | None = None
@@ -100,6 +109,19 @@ class Collector:
                 self.absolute[group] += rows.sum(0).abs().cpu().double()
             self.sequences += max((len(rows) for rows in of.values()), default=0)
         self._pending = {}
+
+    def sums(self) -> Tensor:
+        """All sums in one float64 vector on the CPU, the number of sequences last."""
+        count = torch.tensor([self.sequences], dtype=torch.float64)
+        return torch.cat([*self.square.values(), *self.absolute.values(), count])
+
+    def add_sums(self, more: Tensor) -> None:
+        """Add what :meth:`sums` of another collector of the same groups returned."""
+        start = 0
+        for mine in (*self.square.values(), *self.absolute.values()):
+            mine += more[start : start + len(mine)]
+            start += len(mine)
+        self.sequences += round(float(more[start]))
 
     def reset(self) -> None:
         """Start counting again."""

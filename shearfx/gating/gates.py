@@ -53,7 +53,7 @@ class Gates:
             self._weights[weight.group].append(weight)
         self._saved: dict[int, list[tuple[nn.Parameter, int, Tensor, Tensor]]] = {}
         self._hooks: list[Any] = []
-        self._open = False
+        self._attached = self._open = False
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class Gates:
             for site in self._of[name]:
                 for key in [k for k in self._vectors if k[0] is site]:
                     del self._vectors[key]
-        if self._hooks and not self._open:
+        if self._attached and not self._open:
             self._scale([w for name in values for w in self._weights[name]])
 
     def close(self, plan: PruningPlan) -> None:
@@ -94,9 +94,15 @@ class Gates:
 
     # -- on the model ------------------------------------------------------------------------------
 
+    @property
+    def attached(self) -> bool:
+        """Whether the gates are on the model."""
+        return self._attached
+
     def attach(self) -> Gates:
         """Put the gates on the model."""
-        if not self._hooks:
+        if not self._attached:
+            self._attached = True
             for site in self.places.sites:
                 self._hooks.append(self._hook(site))
             self._scale(self.places.weights)
@@ -106,7 +112,7 @@ class Gates:
         """Take the gates off; the model is what it was, bit for bit."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._attached = [], False
         self._vectors.clear()
         self._restore()
 
@@ -125,7 +131,7 @@ class Gates:
             yield
         finally:
             self._open = before
-            if self._hooks and not before:
+            if self._attached and not before:
                 self._scale(self.places.weights)
 
     def _hook(self, site: GateSite) -> Any:
@@ -212,5 +218,6 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         y, *vector = ctx.saved_tensors
-        ctx.collector.add(ctx.site.where, ctx.site.axis, y * gradient, ctx.number)
+        for where_of, along in ctx.collector.along(ctx.site, y):
+            ctx.collector.add(where_of, ctx.site.axis, along * gradient, ctx.number)
         return (gradient * vector[0] if vector else gradient), None, None, None

@@ -2,6 +2,7 @@
 
 from shearfx.saliency.base import REGISTRY, Progress, Saliency, Scores, find, register
 from shearfx.saliency.combined import Combined
+from shearfx.saliency.compensated import CompensatedFisher
 from shearfx.saliency.fisher import Fisher
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
 from shearfx.saliency.plain import Magnitude, Random
@@ -10,6 +11,7 @@ from shearfx.saliency.taylor import Taylor
 __all__ = [
     "REGISTRY",
     "Combined",
+    "CompensatedFisher",
     "Fisher",
     "LoraAverageMagnitude",
     "LoraCosine",

@@ -20,9 +20,9 @@ from shearfx.saliency.base import Progress, Saliency, Scores, register
 
 
 @contextlib.contextmanager
-def collecting(gates: Gates, model: nn.Module) -> Iterator[Collector]:
+def collecting(gates: Gates, model: nn.Module, collector: Collector | None = None) -> Iterator[Collector]:
     """For the while, backward passes through the model hand the derivatives by all gates to a collector."""
-    collector = Collector({name: gates.groups[name].size for name in sorted(gates.places.inputs_only)})
+    collector = collector or Collector(sizes_of(gates))
     handle = watch(model, collector)
     before, gates.collector = gates.collector, collector
     try:
@@ -84,7 +84,8 @@ class Fisher(Saliency):
         gates = Gates(graph, model, graph.groups if groups is None else groups)
         check_seen(gates, self.name)
         count = 0
-        with gates, collecting(gates, model) as collector, gradients(model, {}, lambda *_: None):
+        seen = self._collector(gates, model, batches, loss or batch_loss)
+        with gates, collecting(gates, model, seen) as collector, gradients(model, {}, lambda *_: None):
             for batch in batches:
                 value = (loss or batch_loss)(model, batch)
                 if not math.isfinite(float(value.detach())):
@@ -99,6 +100,14 @@ class Fisher(Saliency):
         if not count:
             raise PlanError(message(f"the data for saliency {self.name!r} has no batches", todo="pass at least one"))
         return {name: value / max(collector.sequences, 1) for name, value in collector.square.items()}
+
+    def _collector(self, gates: Gates, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Collector:
+        return Collector(sizes_of(gates))
+
+
+def sizes_of(gates: Gates) -> dict[str, int]:
+    """Numbers of structures of the groups whose derivatives are along them."""
+    return {name: gates.groups[name].size for name in sorted(gates.places.inputs_only)}
 
 
 def check_seen(gates: Gates, what: str) -> None:

@@ -1,0 +1,96 @@
+"""Fisher information along what a structure does and the others cannot take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from shearfx.gating.collector import Collector
+from shearfx.gating.gates import Gates
+from shearfx.gating.moments import second_moments
+from shearfx.gating.residuals import ResidualCollector, projections
+from shearfx.gating.sites import GateSite
+from shearfx.gradients import Loss, fed
+from shearfx.graph import Graph, Group
+from shearfx.saliency.base import Progress, Scores, register
+from shearfx.saliency.fisher import Fisher, sizes_of
+from shearfx.tracing import evaluation
+
+
+@register
+class CompensatedFisher(Fisher):
+    """The sum over sequences of the squared derivative of the loss along what is lost with a structure, where the
+    layers that read it are refitted by least squares afterwards (:func:`shearfx.compensation.compensate_cut`).
+
+    A structure that others can stand in for costs little, however much of the loss goes through it. In units of loss.
+    Needs data, and reads it twice: once for the second moments of what linear layers read, once for the gradients.
+    Beside ``fisher`` it takes memory for ``[inputs, inputs]`` of those layers, and one product of that size a layer.
+
+    Args:
+        ridge: share of the mean of the diagonal, as of the compensation.
+        memory: bytes that moments may take at a time; beyond them, layers are scored part by part, and the data is
+            read twice for each.
+
+    Source: of its own; the direction is that of the Optimal Brain Surgeon (Hassibi and Stork 1993, equation 5) on
+    the inputs of a layer, as in SparseGPT (arXiv 2301.00774), in the measure of Theis et al. 2018 (arXiv 1801.05787).
+    """
+
+    name: ClassVar[str] = "compensated_fisher"
+
+    def __init__(self, ridge: float = 1e-2, memory: int = 4 * 2**30) -> None:
+        self.ridge, self.memory = ridge, memory
+
+    def score(
+        self,
+        graph: Graph,
+        model: nn.Module | None,
+        *,
+        groups: Sequence[Group] | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Run the batches, for one part of the layers after the other; the model is left as it was."""
+        if model is None:
+            return super().score(graph, model, groups=groups, data=data)
+        batches = list(fed(data, self.name))
+        scores: Scores = {}
+        parts = self._parts(Gates(graph, model, graph.groups if groups is None else groups))
+        for done, part in enumerate(parts):
+            tell = progress and _of_part(progress, done, len(parts), len(batches))
+            scores |= super().score(graph, model, groups=part, data=batches, loss=loss, seed=seed, progress=tell)
+        return scores
+
+    def _parts(self, gates: Gates) -> list[list[Group]]:
+        """Groups in parts whose moments and projections take no more than the memory."""
+        sizes = dict.fromkeys(gates.groups, 0)
+        for site in _linear(gates):
+            for name, _ in site.where:
+                sizes[name] += 2 * 4 * site.size**2
+        parts: list[list[Group]] = []
+        left = 0
+        for name, group in gates.groups.items():
+            if not parts or sizes[name] > left:
+                parts.append([])
+                left = self.memory
+            parts[-1].append(group)
+            left -= sizes[name]
+        return parts
+
+    def _collector(self, gates: Gates, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Collector:
+        with second_moments(_linear(gates)) as moments, torch.no_grad(), evaluation(model):
+            for batch in batches:
+                loss(model, batch)
+        return ResidualCollector(sizes_of(gates), projections(_linear(gates), moments, self.ridge))
+
+
+def _linear(gates: Gates) -> list[GateSite]:
+    return [site for site in gates.places.sites if site.side == "in" and site.axis == -1]
+
+
+def _of_part(progress: Progress, part: int, parts: int, batches: int) -> Progress:
+    return lambda done, of: progress(part * batches + done, parts * batches)
