@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shearfx.gradients import IGNORED
 from shearfx.inference import device_of
+from shearfx.training.mixed_precision import mixed_precision
 
 Teacher = Callable[[Tensor], Tensor]
 """From token ids ``[batch, tokens]`` to the full model's logits ``[batch, tokens, vocabulary]``, without gradients."""
@@ -55,7 +56,9 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Teacher 
     device = device_of(model)
     ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
     hints = teacher(ids) if teacher is not None and distill > 0 else None
-    return token_loss(model(input_ids=ids, use_cache=False).logits, labels, hints, distill)
+    with mixed_precision(model):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return token_loss(logits, labels, hints, distill)
 
 
 class _TokenLoss(torch.autograd.Function):
