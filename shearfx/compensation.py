@@ -9,7 +9,7 @@ Source: the reconstruction of SparseGPT (arXiv 2301.00774), equation 2, and of c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,9 +56,22 @@ class Moments:
             self.kept[site.path] = (~gone).nonzero().flatten()
             self._sites.append(site)
 
+    def parts(self, memory: int) -> list[list[str]]:
+        """The layers by path, in parts whose moments take no more than so many bytes (but one layer at least)."""
+        found: list[list[str]] = []
+        left = 0
+        for site in self._sites:
+            size = 4 * site.size**2
+            if not found or size > left:
+                found.append([])
+                left = memory
+            found[-1].append(site.path)
+            left -= size
+        return found
+
     @contextmanager
-    def watching(self) -> Iterator[Moments]:
-        """For the while, forward passes add to the moments."""
+    def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
+        """For the while, forward passes add to the moments: of these layers, or of all."""
 
         def hook_of(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -69,7 +82,10 @@ class Moments:
 
             return hook
 
-        hooks = [site.module.register_forward_pre_hook(hook_of(site.path)) for site in self._sites]
+        hooks = [
+            site.module.register_forward_pre_hook(hook_of(site.path))
+            for site in self._sites if paths is None or site.path in paths
+        ]  # fmt: skip
         try:
             yield self
         finally:
@@ -89,16 +105,23 @@ class Moments:
         """
         kept = self.kept[path].to(weight.device)
         moments = self.sums[path].to(weight.device).double()
-        inner = moments[kept][:, kept]
         # The ridge pulls towards the plain cut, not towards zero: what the data does not show stays as it was.
         removed = torch.ones(len(moments), dtype=torch.bool, device=weight.device)
         removed[kept] = False
-        cross = moments[:, kept][removed]
-        damped = inner + ridge * inner.diagonal().mean().clamp(min=1e-12) * torch.eye(len(kept), device=inner.device)
+        columns = moments[:, kept]
+        del moments  # as large as all else together, where layers are wide
+        damped, cross = columns[kept], columns[removed]
+        del columns
+        diagonal = damped.diagonal()
+        diagonal += ridge * diagonal.mean().clamp(min=1e-12)
         full = weight.double()
         change = torch.linalg.solve(damped, (full[:, removed] @ cross).T).T
         fitted: Tensor = full[:, kept] + change
         return fitted.to(weight.dtype)
+
+
+Run = Callable[[nn.Module, Any], Any]
+"""Calls a model on a batch."""
 
 
 def compensate_cut(
@@ -107,7 +130,7 @@ def compensate_cut(
     small: nn.Module,
     plan: PruningPlan,
     batches: Iterable[Any],
-    run: Callable[[nn.Module, Any], Any],
+    run: Run,
     *,
     ridge: float = RIDGE,
 ) -> int:
@@ -128,27 +151,66 @@ def compensate_cut(
     Raises:
         PlanError: no layer can be fitted.
     """
+    fits = fitted(graph, model, plan, batches, run, ridge=ridge)
+    put(small, fits)
+    return len(fits)
+
+
+@torch.no_grad()
+def fitted(
+    graph: Graph,
+    model: nn.Module,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    run: Run,
+    *,
+    ridge: float = RIDGE,
+    memory: int | None = None,
+) -> dict[str, Tensor]:
+    """The least-squares fits by themselves, before anything is cut.
+
+    Args:
+        graph, model, plan, batches, run, ridge: as of :func:`compensate_cut`; the batches are run once for each part.
+        memory: bytes that moments may take at a time, beyond which layers are fitted part by part.
+
+    Returns:
+        By path of the layer: its weight after the cut, ``[out, in]`` (``[in, out]`` of a Conv1D), on the CPU.
+
+    Raises:
+        PlanError: no layer can be fitted.
+    """
     moments = Moments(graph, model, plan)
     if not moments.kept:
         todo = "leave out compensation"
         raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
-    with moments.watching(), torch.no_grad():
-        for batch in batches:
-            run(model, batch)
-    for path in moments.kept:
-        if path not in moments.sums:
-            continue
-        full, cut = _base(model.get_submodule(path)), _base(small.get_submodule(path))
-        with torch.no_grad():
+    parts = [list(moments.kept)] if memory is None else moments.parts(memory)
+    batches = list(batches) if len(parts) > 1 else batches
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        with moments.watching(part):
+            for batch in batches:
+                run(model, batch)
+        for path in part:
+            if path not in moments.sums:
+                continue
+            full = _base(model.get_submodule(path))
             turned = isinstance(full, Conv1D)
             weight: Tensor = full.weight  # type: ignore[assignment]
             new = moments.solve(path, weight.T if turned else weight, ridge)
+            del moments.sums[path]
             rows = plan.kept.get(f"{path}.weight", {}).get(1 if turned else 0)
             if rows is not None:
                 new = new[rows.to(new.device)]
-            target: Tensor = cut.weight  # type: ignore[assignment]
-            target.copy_((new.T if turned else new).to(target.device, target.dtype))
-    return len(moments.sums)
+            found[path] = (new.T if turned else new).cpu()
+    return found
+
+
+@torch.no_grad()
+def put(small: nn.Module, fits: Mapping[str, Tensor]) -> None:
+    """Give the layers of a cut model their fits, in place."""
+    for path, new in fits.items():
+        target: Tensor = _base(small.get_submodule(path)).weight  # type: ignore[assignment]
+        target.copy_(new.to(target.device, target.dtype))
 
 
 def _base(module: nn.Module) -> nn.Module:

@@ -31,6 +31,9 @@ class ShearConfig:
     """Kinds of groups that may be cut."""
     exclude: tuple[str, ...] = ()
     """Globs over module paths that stay whole."""
+    scope: Literal["global", "uniform"] = "global"
+    """Where it is cut: wherever it costs the least, or by equal counts in all layers, which a plain Hugging Face
+    configuration can state, so that the result loads without shearfx."""
     floor: float = 0.1
     """Share of every group that stays at least."""
     round_to: int = 1
@@ -78,7 +81,9 @@ class ShearConfig:
     carrier: Literal["gates", "weights"] = "gates"
     """What fades: gates, or the weights themselves as in equation (2)."""
     merge: Literal["end", "period", "never"] = "end"
-    """When adapters are merged into the weights."""
+    """When adapters are merged into the weights: at the end, after each period of LHSPG, or never: then the cut model
+    holds nothing but weights of the full one, compensated, and what was learnt, by LHSPG too, lies beside it as one
+    PEFT adapter."""
     compensation: bool = True
     """Whether the layers that read what is cut at once are fitted to the full model by least squares."""
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,10 +129,21 @@ def alternating(
     first: nn.Module, second: nn.Module, rounds: int = 5, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Speed], list[Speed]]:
     """Time two models by turns, so that what else the machine does meets both alike."""
-    speeds: tuple[list[Speed], list[Speed]] = ([], [])
+    one, other = by_turns((first, second), rounds, progress)
+    return one, other
+
+
+def by_turns(
+    models: Sequence[nn.Module], rounds: int = 5, progress: Callable[[int, int], None] | None = None
+) -> list[list[Speed]]:
+    """Time models by turns: for each, as many speeds as rounds. Prompts are as long as the positions of all allow."""
+    limit = min((positions(model) or 128 + 24 for model in models), default=0)
+    prompt = min(128, limit - 24) if limit > 48 else max(1, limit // 2)
+    new = min(24, limit - prompt)
+    speeds: list[list[Speed]] = [[] for _ in models]
     for done in range(rounds):
-        for model, found in zip((first, second), speeds, strict=True):
-            found.append(generation_speed(model, prompt_tokens=128, new_tokens=24, repeats=1))
+        for model, found in zip(models, speeds, strict=True):
+            found.append(generation_speed(model, prompt_tokens=prompt, new_tokens=new, repeats=1))
         if progress is not None:
             progress(done + 1, rounds)
     return speeds

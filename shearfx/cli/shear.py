@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,8 +58,9 @@ def shear(
             "gamma": gamma, "recipe": recipe,
         }  # fmt: skip
         chosen = configured(config, given, option)
-        loaded = open_model(talk, model, originals=original)
-        sheared = run(loaded, out=out, resume=resume, teller=talk, config=chosen)
+        # the run reads the model itself, so that it can let go of it
+        reading = functools.partial(open_model, talk, model, originals=original)
+        sheared = run(reading, out=out, resume=resume, teller=talk, config=chosen)
 
         def show(console: Console) -> None:
             show_run(console, sheared.record)
@@ -92,8 +94,16 @@ def _settings(options: list[str]) -> dict[str, Any]:
     return found
 
 
+DOING = {
+    "dense": "judging", "prune": "choosing", "cut": "cutting", "speed": "timing", "recover": "recovery",
+}  # fmt: skip
+"""Stages that have a peak of memory, in words."""
+
+
 def show_run(console: Console, record: dict[str, Any]) -> None:
     """Print what a run found: before, cut, recovered."""
+    from shearfx.pipeline.footprint import bytes_text
+
     stages = [name for name in ("dense", "cut", "recover") if name in record]
     table = Table(show_edge=False)
     table.add_column("")
@@ -109,9 +119,18 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
     for what, (before, after) in _saved(record.get("speed", {})).items():
         at = {"dense": before, "recover": after}
         rows.append((what, [at.get(name, "") for name in stages]))
+    memory = record.get("memory", {})
+    weights = {"dense": memory.get("weights", {}).get("dense"), "recover": memory.get("weights", {}).get("recovered")}
+    if weights["dense"]:
+        rows.append(("weights", [bytes_text(weights[name]) if weights.get(name) else "" for name in stages]))
     for label, cells in rows:
         table.add_row(label, *cells)
     console.print(table)
+    peaks = {DOING[name]: size for name, size in memory.get("peak", {}).items() if size and name in DOING}
+    if peaks:
+        shown = ", ".join(f"{what} {bytes_text(size)}" for what, size in peaks.items())
+        where = "allocated on the GPU" if memory.get("on") == "cuda" else "resident in the process"
+        console.print(f"peak memory ({where}): {shown}", markup=False, soft_wrap=True)
     gaps = closed(record)
     if gaps:
         shown = ", ".join(f"{source} {share:.0%}" for source, share in gaps.items())

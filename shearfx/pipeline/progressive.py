@@ -14,7 +14,8 @@ from shearfx.graph import Graph
 from shearfx.low_rank import LowRank, adapters_of
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Redundant
-from shearfx.pipeline.study import Study, adapting
+from shearfx.pipeline.adapting import adapting
+from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
@@ -40,7 +41,7 @@ def prune_progressively(
     """
     config = study.config
     warmup = round(config.warmup * steps)
-    with adapting(study, model) as wrapped:
+    with adapting(config, model) as wrapped:
         optimizer = LHSPG(
             graph, wrapped, target=amount, warmup=warmup, periods=config.periods,
             period_length=max(1, (steps - warmup) // config.periods), saliency=config.saliency,

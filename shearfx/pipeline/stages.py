@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from shearfx.analysis import trace
+from shearfx.architectures import config_of
 from shearfx.atomic import PLAN_FILE, check_free
 from shearfx.checkpoints import save
 from shearfx.config import ShearConfig
-from shearfx.errors import CheckpointError, TrainingError, message
+from shearfx.errors import CheckpointError, PlanError, TrainingError, message
 from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
 from shearfx.models import LoadedModel, load_model
+from shearfx.pipeline.given import check_plain
+from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.tellers import Teller
 from shearfx.pruning_plan import PruningPlan
@@ -24,12 +27,13 @@ def measure_knowledge(loaded: LoadedModel, config: ShearConfig, teller: Teller) 
     Raises:
         ShearError: anything about model, data or options that stands against it.
     """
+    check_plain(loaded.module, loaded.source)
     study = Study(loaded.module.eval(), loaded.tokenizer, config, teller)
     study.read()
     with teller.step("tracing and analysing"):
-        graph = trace(study.model, *loaded.args, **loaded.kwargs)
-    tied, _ = select(graph, None, Selection((), (), config.exclude, config.kinds, (), "global", "fx"))
-    work = study.working_copy(study.model)
+        graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
+    tied, _ = select(graph, None, Selection((), (), config.exclude, config.kinds, (), config.scope, "fx"))
+    work = study.hold(loaded.module).work
     with teller.step("measuring what each node group knows (Algorithm 3)") as progress:
         return knowledge_distribution(
             graph, work, study.batches(config.knowledge_windows, config.seed + 1), tied=tied, saliency="fisher",
@@ -66,14 +70,21 @@ def recover_model(small: str, original: str, out: Path, config: ShearConfig, tel
     if not {name for name, _ in cut.module.named_parameters(remove_duplicate=False)} <= names:
         what = f"{type(full.module).__name__} from {original} is not what {small} was cut from"
         raise TrainingError(message(what, todo="name the model that was pruned"))
+    if config.merge == "never":
+        todo = "set merge: end; a run of `shearfx shear` keeps its adapter"
+        raise PlanError(message("recovery by itself merges what it learnt", where="merge: never", todo=todo))
     study = Study(full.module.eval(), cut.tokenizer or full.tokenizer, config, teller)
     study.read()
-    work = study.working_copy(full.module)
-    record: dict[str, Any] = {"dense": study.judge(work, "dense")}
-    record["cut"] = study.judge(study.working_copy(cut.module), "cut")
-    teacher = study.teacher_of(work) if config.distill > 0 else None
-    steps = study.steps(work, teacher)
-    study.recover(cut.module, record["dense"]["losses"], steps, teacher)
-    save(cut.module, plan, out, tokenizer=study.tokenizer)
-    record["recover"] = study.judge(study.working_copy(cut.module), "recovered")
+    held = study.hold(full.module, lambda: load_model(original).module)
+    compact = study.hold(cut.module, lambda: load_model(small).module)
+    with memory_guard("judging and recovering", config):
+        record: dict[str, Any] = {"dense": study.judge(held.work, "dense")}
+        record["cut"] = study.judge(compact.work, "cut")
+        teacher = study.teacher_of(held.work) if config.distill > 0 else None
+        if teacher is None:
+            held.release()
+        steps = study.steps(lambda: compact.work, teacher)
+        model = study.recover(compact, record["dense"]["losses"], steps, teacher)
+        save(model, plan, out, tokenizer=study.tokenizer, original_config=config_of(full.module))
+        record["recover"] = study.judge(study.hold(model).work, "recovered")
     return record

@@ -1,0 +1,51 @@
+"""The one call: LoRAShear from a model to a smaller one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shearfx.config import ShearConfig
+from shearfx.models import LoadedModel
+from shearfx.pipeline.given import Reading, given
+from shearfx.pipeline.shearing import Sheared, Shearing
+from shearfx.pipeline.tellers import Silent, Teller
+from shearfx.run_directory import RunDirectory
+
+
+def shear(
+    model: nn.Module | str | LoadedModel | Reading,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    teller: Teller | None = None,
+    config: ShearConfig | None = None,
+    **options: Any,
+) -> Sheared:
+    """Make a language model smaller by LoRAShear, and teach it again what it lost.
+
+    A model that the run reads itself (by name, or by a function) is let go of as soon as it is not needed any more;
+    without distillation the run then takes hardly more memory than LoRA fine-tuning. A model that is passed stays as it
+    is. Adapters on it are merged first.
+
+    Args:
+        model: a causal language model, what :func:`shearfx.models.load_model` takes, or a function that reads it.
+        tokenizer: for a model that is passed as such.
+        out: the run's folder (see :class:`shearfx.run_directory.RunDirectory`).
+        resume: go on with a run that was cut off.
+        teller: told how it goes.
+        config: all options; or by name: ``options`` are the fields of :class:`shearfx.config.ShearConfig`.
+
+    Raises:
+        ShearError: anything about model, data or options that stands against it, before training where it can be known.
+    """
+    chosen = ShearConfig.of_mapping(options) if config is None else config
+    chosen.check()
+    told = teller or Silent()
+    loaded, reopen = given(model, tokenizer, told)
+    run = RunDirectory(Path(out).expanduser(), loaded.source, chosen, resume=resume)
+    return Shearing(loaded, chosen, run, told, reopen=reopen).run()

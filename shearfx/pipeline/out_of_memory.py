@@ -1,0 +1,57 @@
+"""Memory that runs out becomes one error that says where, and what to lower."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from shearfx.config import ShearConfig
+from shearfx.errors import TrainingError, message
+
+_SAYS = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def memory_guard(stage: str, config: ShearConfig, kept: str = "") -> Iterator[None]:
+    """Turn errors of allocators, on a GPU or a CPU, into one TrainingError.
+
+    Args:
+        stage: what is going on, for the message.
+        config: says what can be lowered.
+        kept: where what was done so far lies.
+
+    Raises:
+        TrainingError: the block ran out of memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and not ran_out(error):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        more = "; what is done is kept, and --resume goes on with it" if kept else ""
+        what = f"out of memory while {stage}{more}"
+        raise TrainingError(message(what, where=first, todo=f"lower {what_to_lower(config)}")) from error
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out: the CPU's allocator has no error of its own."""
+    return bool(_SAYS.search(str(error)))
+
+
+def what_to_lower(config: ShearConfig) -> str:
+    """Which options take memory, and their values; what is at its least is left out."""
+    found = []
+    if config.batch_size > 1:
+        found.append(f"batch_size (now {config.batch_size}; raise accumulate instead)")
+    found.append(f"sequence_length (now {config.sequence_length})")
+    if config.distill > 0:
+        found.append("distill to 0 (the full model is let go of after the cut)")
+    if not config.gradient_checkpointing:
+        found.append("what activations take, by gradient_checkpointing: true")
+    if config.rank > 1:
+        found.append(f"rank (now {config.rank})")
+    return ", ".join(found[:-1]) + " or " + found[-1] if len(found) > 1 else found[0]

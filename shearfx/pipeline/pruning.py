@@ -1,0 +1,137 @@
+"""What goes: knowledge analysis, then a choice at once or LHSPG.
+
+Source: LoRAShear, Algorithms 3 and 4.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from shearfx.attributes import settle
+from shearfx.knowledge import knowledge_distribution, prunable
+from shearfx.low_rank import LowRank
+from shearfx.optim.choosing import Redundant
+from shearfx.pipeline.progressive import prune_progressively
+from shearfx.pipeline.study import Study
+from shearfx.pipeline.subject import Subject
+from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.run_directory import RunDirectory
+from shearfx.saliency import find
+from shearfx.selection import Tied
+
+
+@dataclass(frozen=True)
+class Faded:
+    """What progressive pruning left."""
+
+    model: nn.Module | None
+    """The weights to cut from, where LHSPG changed them; None: those of the full model."""
+    learnt: dict[str, LowRank]
+    """What adapters learnt beside them."""
+
+
+class Pruning:
+    """Makes the plan of a run.
+
+    Args:
+        subject: the full model.
+        study: the data.
+        folder: of the run.
+    """
+
+    def __init__(self, subject: Subject, study: Study, folder: RunDirectory) -> None:
+        self.subject, self.study, self.folder = subject, study, folder
+        self.config, self.teller = study.config, study.teller
+        self._faded: Faded | None = None
+
+    def plan(self, steps: int) -> PruningPlan:
+        """The plan, made or read.
+
+        Args:
+            steps: optimiser steps of LHSPG, where it is asked for.
+        """
+        if self.folder.done("prune"):
+            return PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
+        config, tied = self.config, self._tied()
+        if config.prune_share == 0:
+            with self.teller.step(f"scoring structures by {config.saliency}"):
+                scores = self.scores
+            redundant, _ = self.subject.chooser(tied).choose(self.subject.amount, scores, find(config.saliency).unit)
+        else:
+            redundant = self._progressive(tied, steps)
+        plan = self._plan_of(redundant)
+        self.folder.write("plan.json", plan.to_json())
+        cuts: dict[str, list[int]] = {}
+        for cut in plan.cuts:
+            row = cuts.setdefault(cut.kind, [0, 0])
+            row[0] += cut.size - len(cut.kept)
+            row[1] += cut.size
+        self.folder.finish("prune", {"asked": plan.asked, "achieved": plan.achieved, "cuts": cuts})
+        shown = ", ".join(f"{gone:,} of {size:,} {kind}" for kind, (gone, size) in cuts.items())
+        self.teller.note(f"cut: {shown}: {plan.achieved:.2%} of the parameters")
+        return plan
+
+    def faded(self, steps: int) -> Faded | None:
+        """What LHSPG left to cut from; None where structures go at once. After a stop it is found again."""
+        if self.config.prune_share and self._faded is None:
+            self._progressive(self._tied(), steps)
+        return self._faded
+
+    def forget(self) -> None:
+        """Give back what progressive pruning left; :meth:`faded` finds it again."""
+        self._faded = None
+
+    def _tied(self) -> list[Tied]:
+        """What may be cut after knowledge analysis."""
+        config, subject = self.config, self.subject
+        if config.gamma is None:
+            return subject.tied
+        if self.folder.done("knowledge"):
+            return prunable(subject.tied, self.folder.records["knowledge"]["unprunable"])
+        with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
+            found = knowledge_distribution(
+                subject.graph, subject.held.work, self.study.batches(config.knowledge_windows, config.seed + 1),
+                tied=subject.tied, saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma,
+                seed=config.seed, scores=self.scores, cache=self.folder.path / "knowledge.jsonl",
+                announce=lambda cost: self.teller.note(str(cost)), progress=progress,
+            )  # fmt: skip
+        names = list(found.unprunable())
+        subject.check_ratio(names)
+        self.folder.write("knowledge.json", found.to_json())
+        self.folder.finish("knowledge", {"unprunable": names})
+        self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
+        return prunable(subject.tied, names)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """Of all that may be cut; knowledge analysis and a cut at once go by the same ones."""
+        groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
+        batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
+        proxy = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
+        work = self.subject.held.work
+        return proxy.score(self.subject.graph, work, groups=groups, data=batches, seed=self.config.seed)
+
+    def _plan_of(self, redundant: Redundant) -> PruningPlan:
+        graph, config = self.subject.graph, self.config
+        sizes = {g.name: g.size for g in graph.groups}
+        kept = {}
+        for name, gone in redundant.items():
+            out = set(gone)
+            kept[name] = [i for i in range(sizes[name]) if i not in out]
+        options = {"saliency": config.saliency, "ratio": config.ratio, "of": config.of, "recipe": config.recipe}
+        plan = of_cuts(graph, kept, asked=self.subject.amount / max(graph.total_params, 1), options=options)
+        with self.teller.step("solving for the class's attributes"):
+            changed = self._faded.model if self._faded is not None else None
+            return settle(self.subject.held.shape if changed is None else changed, graph, plan)
+
+    def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
+        """LHSPG; what adapters learnt is kept for the cut."""
+        mutates = self.config.carrier == "weights" or self.config.merge == "period"
+        held, graph = self.subject.held, self.subject.graph
+        model = held.take_work() if mutates else held.work
+        redundant, learnt = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
+        self._faded = Faded(model if mutates else None, learnt)
+        return redundant
