@@ -24,7 +24,9 @@ from shearfx.optim.fading import falls, trial_factor
 from shearfx.optim.schedule import Schedule
 from shearfx.precision import double_precision, doubled
 from tests.tiny_models import (
+    by_hand,
     fresh,
+    furthest,
     inputs_of,
     learn_something,
     optimizer,
@@ -46,18 +48,6 @@ def count(zeros: Mapping[str, list[int]]) -> int:
 def size_after(opt: LHSPG) -> int:
     names = {t.name for t in opt.graph.parameters()}
     return sum(math.prod(shape) for name, shape in opt.plan().shapes_after().items() if name in names)
-
-
-def by_hand(model: nn.Module, seed: int) -> None:
-    """The same random gradients for parameters of the same name."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
-
-
-def furthest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 # -- how many, and when ------------------------------------------------------------------------------------

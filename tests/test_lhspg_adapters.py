@@ -21,7 +21,7 @@ from shearfx.precision import double_precision
 from shearfx.saliency.combined import Combined
 from shearfx.selection import Tied
 from tests import zoo
-from tests.tiny_models import fresh, learn_something, optimizer, output_of, tied, traced, train
+from tests.tiny_models import fresh, furthest, learn_something, optimizer, output_of, tied, traced, train
 from tests.zoo import float_outputs
 
 SHORT: dict[str, Any] = {"warmup": 1, "periods": 2, "period_length": 2}
@@ -39,10 +39,6 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "a pattern of ranks": ("llama", {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"q_proj": 5}}),
     "convolutions": ("convolutions", {"target_modules": ["first", "second", "head"]}),
 }
-
-
-def furthest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def merged_and_masked(name: str, model: nn.Module, opt: LHSPG) -> Tensor:
@@ -148,6 +144,7 @@ def test_relative_scores_are_ranked_globally_only_when_asked() -> None:
         {"target": -1}, {"target": 1.5}, {"target": True}, {"target": 10**6}, {"penalty": "soft"}, {"merge": "often"},
         {"penalty": "constant"}, {"half_space_eps": 1.0}, {"warmup": -1}, {"periods": 0}, {"period_length": 0},
         {"variant": "lion"}, {"carrier": "air"}, {"data": iter([])}, {"ranking": "global"}, {"saliency": "nonsense"},
+        {"merge_moments": "lose"}, {"merge_warmup": -1}, {"merge_warmup": 1.5},
     ],
     ids=lambda wrong: " ".join(wrong),  # values print an address, which differs between workers
 )  # fmt: skip

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gates fisher": {"merge": "never", "saliency": "fisher"},
     "gates taylor constant": {"saliency": "taylor", "penalty": "constant", "strength": 0.7},
     "gates merged": {"merge": "period", "saliency": "lora_taylor"},
+    "gates restarted": {"merge": "period", "saliency": "lora_taylor", "merge_moments": "reset", "merge_warmup": 2},
     "gates sgd": {"merge": "period", "variant": "sgd", "momentum": 0.9},
     "weights": {"carrier": "weights", "merge": "end", "half_space_eps": 0.6},
     "weights merged": {"carrier": "weights", "merge": "period", "saliency": Combined()},

@@ -154,7 +154,7 @@ def optimizer(name: str, model: nn.Module, **options: Any) -> LHSPG:
     """LHSPG over the feed-forward widths (or channels), by given scores unless told otherwise."""
     graph = traced(name)[1]
     wanted: tuple[str, ...] = {"llama": ("ffn", "heads"), "gpt2": ("ffn",)}.get(name, ())
-    defaults: dict[str, Any] = {"tied": tied(name, wanted), "unit": "structures", "target": 9, "lr": 1e-2}
+    defaults: dict[str, Any] = {"tied": tied(name, wanted), "unit": "structures", "target": 9, "lr": 1e-2, "form": "fx"}
     options = defaults | options
     if not {"scores", "saliency"} & options.keys():
         options["scores"] = scores_of(name)
@@ -182,3 +182,16 @@ def train(name: str, model: nn.Module, opt: torch.optim.Optimizer, steps: int, s
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def by_hand(model: nn.Module, seed: int) -> None:
+    """The same random gradients for parameters of the same name."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def furthest(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest number of the second."""
+    return float((a - b).abs().max() / b.abs().max())

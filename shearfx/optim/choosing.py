@@ -135,6 +135,19 @@ class Chooser:
         return spender, units
 
 
+def gathered(picks: Iterable[Redundant]) -> Redundant:
+    """What was chosen one after the other, together.
+
+    >>> gathered([{"a": [3], "b": [0]}, {"a": [1, 2]}])
+    {'a': [1, 2, 3], 'b': [0]}
+    """
+    found: Redundant = {}
+    for pick in picks:
+        for name, gone in pick.items():
+            found[name] = sorted({*found.get(name, ()), *gone})
+    return found
+
+
 def selected(graph: Graph, model: nn.Module, wanted: Selection) -> list[Tied]:
     """What may become redundant.
 

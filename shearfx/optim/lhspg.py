@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss
 from shearfx.graph import Graph
@@ -22,20 +21,23 @@ from shearfx.low_rank import adapters_of
 from shearfx.optim import options as asked
 from shearfx.optim.carriers import Carrier, GateCarrier
 from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
+from shearfx.optim.compact import Form
 from shearfx.optim.fading import Penalty, Rule
 from shearfx.optim.merging import Merger
 from shearfx.optim.redundant_slices import slices_of
+from shearfx.optim.restarting import Moments, Restart
+from shearfx.optim.results import Results
+from shearfx.optim.resuming import go_on, state_of
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
 from shearfx.optim.variants import Variant, Wrapping
 from shearfx.optim.weight_carrier import WeightCarrier
-from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Saliency, Scores
 from shearfx.selection import Selection
 from shearfx.units import FLOOR, Floor
 
 
-class LHSPG(Wrapping):
+class LHSPG(Wrapping, Results):
     """AdamW or SGD that makes a target number of structures redundant on the way.
 
     By default structures fade by gates (see ``shearfx.gating.gates``): frozen, quantised and shared weights are never
@@ -43,9 +45,18 @@ class LHSPG(Wrapping):
     step that they skip does not advance the schedule) and ``transformers.Trainer(optimizers=(optimizer, scheduler))``
     work as with any optimiser.
 
+    Every period's end is a smaller sound model: there :meth:`construct` returns it, from ``on_period``, from a loop, or
+    from a checkpoint of that step, and :meth:`plan` tells of any period what was cut.
+
+    In several processes (``DistributedDataParallel``; sharded parameters are refused) each rank makes its own LHSPG on
+    the model that it wraps, with equal options. What is collected from training is added up over the ranks at every
+    step, as if all batches had been one rank's; scores that are computed from ``data``, or given, are averaged, so each
+    rank may bring data of its own. So all ranks pick the same structures, their gates are equal, and a state that one
+    of them saved is right for all. Every rank has to take every step.
+
     Args:
         graph: the analysis of the model, or of its base without adapters.
-        model: the live model, with PEFT adapters or without.
+        model: the live model, with PEFT adapters or without, in ``DistributedDataParallel`` or not.
         params: what to train, as for any optimiser (default: all parameters that require gradients).
         target: what becomes redundant: a share (float below 1) or an amount (int) of ``unit``; 0 for plain training.
         unit: ``"params"`` (all unique parameters), ``"flops"``, or ``"structures"`` (the paper's K).
@@ -64,17 +75,22 @@ class LHSPG(Wrapping):
             what was learnt for a fading structure moves into its slices each step.
         merge: when ``gamma B A`` is added to the weights and B reset (line 9): at the ``"end"``, each ``"period"``, or
             ``"never"``.
+        merge_moments, merge_warmup: what a merge does to the optimiser's moments of A and B (``"keep"`` or
+            ``"reset"``), and steps over which the learning rate rises again after it; see
+            :class:`shearfx.optim.restarting.Restart`.
+        on_period: called with the optimiser and the number of the period (from 0) when a period has ended.
         variant: ``"adamw"`` or ``"sgd"``.
         lr, betas, eps, weight_decay, momentum: of the variant.
-        form: what may be cut: what the model's own class can express (``"module"``), or all (``"fx"``).
-        tied: the groups to choose from, where that is known already (then ``form`` to ``exclude_kinds`` are not used).
+        form: what may be cut: what the model's own class can express (``"module"``), or all (``"fx"``); also what
+            :meth:`plan` and :meth:`construct` give.
+        tied: the groups to choose from, where that is known already (then ``kinds`` to ``allow`` are not used).
         kinds, include, exclude, exclude_kinds, allow: as in :func:`shearfx.plan`.
         floor, most, round_to: as in :func:`shearfx.plan`.
         seed: of saliencies that draw.
 
     Raises:
         PlanError: options that make no sense, a target that is out of reach, a group that cannot be gated, a saliency
-            that does not see a group, DoRA adapters, or a merge into a quantised base.
+            that does not see a group, DoRA adapters, a merge into a quantised base, or sharded parameters.
     """
 
     def __init__(
@@ -98,13 +114,16 @@ class LHSPG(Wrapping):
         strength: float = 0.0,
         carrier: asked.Carry = "gates",
         merge: asked.Merge = "end",
+        merge_moments: Moments = "keep",
+        merge_warmup: int = 0,
+        on_period: Callable[[LHSPG, int], object] | None = None,
         variant: Variant = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
-        form: Literal["module", "fx"] = "module",
+        form: Form = "module",
         tied: Collection[Any] | None = None,
         kinds: Collection[str] | None = None,
         include: Collection[str] = (),
@@ -118,13 +137,15 @@ class LHSPG(Wrapping):
     ) -> None:
         self.schedule = Schedule(warmup, periods, period_length)
         asked.check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data)
+        model = asked.whole(model)
         trained = [p for p in model.parameters() if p.requires_grad] if params is None else params
         own = {"betas": betas, "eps": eps} if variant == "adamw" else {"momentum": momentum}
         super().__init__(trained, variant, lr=lr, weight_decay=weight_decay, **own)
         self.graph, self.model, self.unit = graph, model, unit
-        self.merge, self.form = merge, form
+        self.merge, self.form, self.on_period = merge, form, on_period
         self.adapters = adapters_of(model)
         self.merger = Merger(self.adapters, {"end": 1, "period": periods, "never": 0}[merge])
+        self.restart = Restart(self.adapters, merge_moments, merge_warmup)
         if self.merger.times or carrier == "weights":
             asked.check_writable(model, self.adapters)
         if tied is None:
@@ -149,12 +170,11 @@ class LHSPG(Wrapping):
         self.ranking: Literal["loss", "relative"] = ranking or self.scorer.unit
         self.steps = 0
         """Optimiser steps taken."""
-        self.redundant: Redundant = {}
-        """What was picked so far, by group; faded or fading."""
+        self.picks: list[Redundant] = []
+        """What each period picked, by group; faded or fading."""
         self.history: list[dict[str, Any]] = []
         """One entry for each period: step, structures picked, what is saved then."""
-        self.scorer.attach(self.gates)
-        self.gates.attach()
+        self.attach()
 
     @classmethod
     def paper(cls, graph: Graph, model: nn.Module, params: Any = None, **options: Any) -> LHSPG:
@@ -179,13 +199,17 @@ class LHSPG(Wrapping):
         if running and moment.step == 0 and self.amount:
             self._pick(moment.period)
         self.carrier.before()
-        self.advance()
+        with self.restart.rates(self.param_groups):
+            self.advance()
         self.carrier.keep()
+        ended = running and moment.step == self.schedule.period_length - 1
         if running:
             self.carrier.fade(self.schedule.period_length - moment.step)
-            if moment.step == self.schedule.period_length - 1:
-                self._end_period(moment.period)
+        if ended:
+            self._end_period(moment.period)
         self.steps += 1
+        if ended and self.on_period is not None:
+            self.on_period(self, moment.period)
         return value
 
     def _pick(self, period: int) -> None:
@@ -194,14 +218,15 @@ class LHSPG(Wrapping):
         amount = self.amount * share / of
         if self.unit == "structures":
             amount = self.amount * share // of  # whole ones
-        scores = self.scorer.take(period)
-        asked.check_scores(scores, self.redundant)
-        chosen, saved = self.chooser.choose(amount, scores, self.ranking, self.redundant)
-        new = {name: sorted(set(gone) - set(self.redundant.get(name, ()))) for name, gone in chosen.items()}
+        scores, before = self.scorer.take(period), self.redundant
+        asked.check_scores(scores, before)
+        chosen, saved = self.chooser.choose(amount, scores, self.ranking, before)
+        new = {name: sorted(set(gone) - set(before.get(name, ()))) for name, gone in chosen.items()}
+        new = {name: gone for name, gone in new.items() if gone}
         if isinstance(self.carrier, WeightCarrier):
             self.merger.look()
-        self.carrier.start({name: torch.tensor(gone) for name, gone in new.items() if gone})
-        self.redundant = chosen
+        self.carrier.start({name: torch.tensor(gone) for name, gone in new.items()})
+        self.picks.append(new)
         self.scorer.reset()
         picked = sum(map(len, new.values()))
         self.history.append({"step": self.steps, "period": period, "picked": picked, "saved": saved})
@@ -219,35 +244,9 @@ class LHSPG(Wrapping):
     def merge_adapters(self) -> None:
         """Line 9: add ``gamma B A`` to the weights and set B to zero. The function of the model stays."""
         self.merger.merge()
+        self.restart.merged(self.state)
         if isinstance(self.carrier, WeightCarrier):
             self.carrier.renew()
-
-    # -- results -----------------------------------------------------------------------------------------
-
-    @property
-    def fading(self) -> dict[str, torch.Tensor]:
-        """The structures of the running period: group to LongTensor."""
-        return self.carrier.fading
-
-    @property
-    def zeros(self) -> Redundant:
-        """The structures that are exactly zero now, by group."""
-        return self.carrier.zeros
-
-    def plan(self) -> PruningPlan:
-        """The plan that cuts what is zero now: a smaller sound model at the end of any period."""
-        kept = {}
-        sizes = {g.name: g.size for g in self.chooser.groups}
-        for name, gone in self.zeros.items():
-            out = set(gone)
-            kept[name] = [i for i in range(sizes[name]) if i not in out]
-        options = {"form": self.form, "unit": self.unit, "saliency": self.scorer.name}
-        return of_cuts(self.graph, kept, asked=self.amount / max(self.chooser.total, 1), options=options)
-
-    def detach(self) -> None:
-        """Take gates and hooks off the model; what gates faded is back at full weight unless it was cut."""
-        self.gates.detach()
-        self.scorer.detach()
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -257,19 +256,7 @@ class LHSPG(Wrapping):
         Where frozen weights are written to, that includes the two thin factors of every merge so far, and the slices
         that are fading (``carrier="weights"``).
         """
-        state = super().state_dict()
-        state["lhspg"] = {
-            **self._what(), "steps": self.steps, "history": [dict(h) for h in self.history],
-            "redundant": {name: list(gone) for name, gone in self.redundant.items()},
-            "carried": self.carrier.state_dict(), "merges": self.merger.state_dict(),
-            "scores": self.scorer.state_dict(),
-        }  # fmt: skip
-        return state
-
-    def _what(self) -> dict[str, Any]:
-        """What a state must agree in."""
-        schedule = [self.schedule.warmup, self.schedule.periods, self.schedule.period_length]
-        return {"schedule": schedule, "amount": self.amount, "carrier": type(self.carrier).__name__}
+        return super().state_dict() | {"lhspg": state_of(self)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where a run stopped. The model's own parameters (or its adapter's) have to be loaded before.
@@ -278,18 +265,5 @@ class LHSPG(Wrapping):
             PlanError: the state is of another schedule, target, carrier or model.
         """
         state = dict(state_dict)
-        own = state.pop("lhspg", None)
-        if own is None:
-            raise PlanError(message("this is no state of LHSPG", todo="load what LHSPG.state_dict() returned"))
-        asked.check_state(own, self._what())
-        known = {g.name for g in self.chooser.groups}
-        for name in (*own["redundant"], *own["carried"]["fading"]):
-            if name not in known:
-                raise PlanError(message(f"the state knows a group {name!r}, which this model does not have"))
-        redundant = {name: [int(i) for i in gone] for name, gone in own["redundant"].items()}
-        self.merger.load_state_dict(own["merges"])
-        self.carrier.load_state_dict(own["carried"], redundant)
+        go_on(self, state.pop("lhspg", None))
         super().load_state_dict(state)
-        self.steps, self.redundant = int(own["steps"]), redundant
-        self.history = [dict(h) for h in own["history"]]
-        self.scorer.load_state_dict(own["scores"])

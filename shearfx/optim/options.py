@@ -57,6 +57,21 @@ def check(
         raise PlanError(message(what, where=where, todo="pass a list, or something else that starts anew"))
 
 
+def whole(model: nn.Module) -> nn.Module:
+    """The model inside ``DistributedDataParallel``; any other is itself.
+
+    Raises:
+        PlanError: parameters are sharded.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "placements") or type(parameter).__name__ == "FlatParameter":
+            what = f"{name} is sharded over processes, and structures are slices of whole weights"
+            raise PlanError(message(what, where="LHSPG(...)", todo="use DistributedDataParallel"))
+    return model
+
+
 def check_gated(gates: Gates, adapters: Mapping[str, LowRank]) -> None:
     """Raise PlanError where a gate would scale a weight and leave out what its adapter adds."""
     bases = {id(one.weight): one.path for one in adapters.values()}

@@ -14,6 +14,7 @@ from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
+from shearfx.optim.ranks import add_up, agreed
 from shearfx.saliency import Saliency, Scores
 from shearfx.saliency.fisher import check_seen, watch
 from shearfx.saliency.learnt import reads_adapters
@@ -55,6 +56,9 @@ class Scorer:
             self.saliency = saliencies.find(saliency)
             self.name = self.saliency.name
         self.collector: Collector | None = None
+        """What the backward passes since the last step brought, on this rank."""
+        self.total: Collector | None = None
+        """What all steps since the last choice brought, on all ranks."""
         self.before_merge: Scores | None = None
         self._gates: Gates | None = None
         self._watch: Any = None
@@ -74,9 +78,11 @@ class Scorer:
         """
         self._gates = gates
         if self.collects:
-            check_seen(gates, self.name)
-            self.collector = gates.collector = Collector({g.name: g.size for g in self.groups})
-            self._watch = watch(self.model, self.collector)
+            if self.collector is None or self.total is None:
+                check_seen(gates, self.name)
+                self.collector, self.total = (Collector({g.name: g.size for g in self.groups}) for _ in range(2))
+            gates.collector = self.collector
+            self._watch = self._watch or watch(self.model, self.collector)
 
     def detach(self) -> None:
         """Take the hook off the model."""
@@ -85,9 +91,11 @@ class Scorer:
             self._watch = None
 
     def flush(self) -> None:
-        """The backward passes of a step are over."""
-        if self.collector is not None:
+        """The backward passes of a step are over, on all ranks."""
+        if self.collector is not None and self.total is not None:
             self.collector.flush()
+            self.total.add_sums(add_up(self.collector.sums()))
+            self.collector.reset()
 
     def take(self, period: int) -> Scores:
         """The scores for the choice that begins a period; collecting starts anew with :meth:`reset`.
@@ -96,17 +104,17 @@ class Scorer:
             PlanError: nothing was collected, or whatever the saliency raises.
         """
         if self.scores is not None:
-            return self.scores
+            return agreed(self.scores)
         if self.before_merge is not None:
             return self.before_merge
-        if self.collector is None:
+        if self.total is None:
             return self._compute(period)
-        if not self.collector.sequences or not self.collector.number:
+        if not self.total.sequences:
             what = f"no backward pass was seen before period {period}: saliency {self.name!r} knows nothing"
             todo = "call the very model that LHSPG was given, and backward() between steps, or pass scores="
             raise PlanError(message(what, todo=todo))
-        found = self.collector.square if self.name == "fisher" else self.collector.absolute
-        return {name: value / self.collector.sequences for name, value in found.items()}
+        found = self.total.square if self.name == "fisher" else self.total.absolute
+        return {name: value / self.total.sequences for name, value in found.items()}
 
     def foresee(self, period: int) -> None:
         """A merge is to come: what reads adapters scores now for the period that begins then, as BA is zero after."""
@@ -116,19 +124,21 @@ class Scorer:
     def reset(self) -> None:
         """The scores were used."""
         self.before_merge = None
-        if self.collector is not None:
-            self.collector.reset()
+        if self.total is not None:
+            self.total.reset()
 
     def _compute(self, period: int) -> Scores:
         assert self.saliency is not None
-        return self.saliency.score(
-            self.graph, self.model, groups=self.groups, data=self.data, loss=self.loss, seed=self.seed + period
+        return agreed(
+            self.saliency.score(
+                self.graph, self.model, groups=self.groups, data=self.data, loss=self.loss, seed=self.seed + period
+            )
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What was collected, and scored ahead."""
         return {
-            "collector": None if self.collector is None else self.collector.state_dict(),
+            "collector": None if self.total is None else self.total.state_dict(),
             "before_merge": None if self.before_merge is None else dict(self.before_merge),
         }
 
@@ -136,5 +146,5 @@ class Scorer:
         """Go on with it."""
         ahead = state["before_merge"]
         self.before_merge = None if ahead is None else {name: torch.as_tensor(s).cpu() for name, s in ahead.items()}
-        if self.collector is not None and state["collector"] is not None:
-            self.collector.load_state_dict(state["collector"])
+        if self.total is not None and state["collector"] is not None:
+            self.total.load_state_dict(state["collector"])

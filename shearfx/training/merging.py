@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.adapters import base_name
-from shearfx.low_rank import LowRank, spans
+from shearfx.low_rank import LowRank, spans, wider
 from shearfx.pruning_plan import PruningPlan
 
 
@@ -37,7 +37,8 @@ def merge_into(target: nn.Module, adapters: Mapping[str, LowRank], plan: Pruning
 
 
 def _add(weight: nn.Parameter, one: LowRank, kept: dict[int, Tensor]) -> None:
-    a, b = one.a.detach().float(), one.b.detach().flatten(1).float()
+    wide = torch.promote_types(wider(weight.dtype), wider(one.a.dtype))
+    a, b = one.a.detach().to(wide), one.b.detach().flatten(1).to(wide)
     for dim, index in kept.items():
         at = index.to(a.device)
         if one.side(dim) == "out":
