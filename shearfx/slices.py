@@ -33,36 +33,42 @@ class SliceSums:
             for name, members in of.items():
                 self._members.setdefault(name, []).append((group.name, members))
 
-    def add(self, name: str, values: torch.Tensor) -> None:
-        """Add up a tensor with a number for each weight of the named parameter (any alias)."""
+    def add(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        """Add up a tensor with a number for each weight of the named parameter (any alias).
+
+        Args:
+            name: of the parameter.
+            values: shaped like it, or like some of its rows.
+            start: which row ``values`` begins at.
+        """
         first = self.names[name]
         vectors: dict[int, torch.Tensor] = {}
         for group, members in self._members[first]:
             if len(members) > 1:
-                self._add_union(group, members, values)
+                self._add_union(group, members, values, start)
                 continue
             (member,) = members
             if member.dim not in vectors:
                 vectors[member.dim] = _along(values, member.dim)
-            self._collect(group, self._coordinates(group, member), vectors[member.dim])
+            self._collect(group, self._coordinates(group, member, values, start), vectors[member.dim])
 
     def take(self) -> dict[str, torch.Tensor]:
         """The sums by name of group, float64 ``[size]``; counting starts again."""
         sums, self.sums = self.sums, {name: torch.zeros_like(s) for name, s in self.sums.items()}
         return sums
 
-    def _coordinates(self, group: str, member: Member) -> torch.Tensor:
+    def _coordinates(self, group: str, member: Member, values: torch.Tensor, start: int) -> torch.Tensor:
         key = (group, member.name, member.dim)
         if key not in self._where:
             self._where[key] = coordinates(member.term, member.atom)
-        return self._where[key]
+        return self._where[key] if member.dim else self._where[key][start : start + len(values)]
 
-    def _add_union(self, group: str, members: list[Member], values: torch.Tensor) -> None:
+    def _add_union(self, group: str, members: list[Member], values: torch.Tensor, start: int) -> None:
         """Several dims of one tensor mention the atom (``hidden x hidden``): what lies in two slices counts once."""
         rank = values.dim()
         seen: list[torch.Tensor] = []
         for member in members:
-            where = self._coordinates(group, member).to(values.device)
+            where = self._coordinates(group, member, values, start).to(values.device)
             shaped = where.reshape([-1 if axis == member.dim else 1 for axis in range(rank)])
             fresh = values
             for other in seen:

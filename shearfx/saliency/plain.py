@@ -10,6 +10,7 @@ from torch import nn
 
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
+from shearfx.low_rank import spans
 from shearfx.saliency.base import Progress, Saliency, Scores, register, weights_of
 from shearfx.slices import SliceSums, precise
 
@@ -57,11 +58,13 @@ class Magnitude(Saliency):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Scores:
-        """One pass over the weights, one parameter at a time."""
+        """One pass over the weights, a part of one parameter at a time."""
         sums = SliceSums(graph, graph.groups if groups is None else groups)
         weights = weights_of(model, sums, self.name)
         for done, (name, weight) in enumerate(weights.items(), start=1):
-            sums.add(name, precise(weight.detach()).square())
+            rows = weight.detach()
+            for start, stop in spans(len(rows), rows[0].numel()):
+                sums.add(name, precise(rows[start:stop]).square(), start)
             if progress is not None:
                 progress(done, len(weights))
         return sums.take()
