@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 def conditions() -> dict[str, str]:
     """Command line, package versions and hardware of this run."""
     versions = {}
-    for name in ("torch", "transformers", "peft", "torch-pruning"):
+    for name in ("torch", "transformers", "peft", "torch-pruning", "scikit-learn"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -29,7 +29,7 @@ def conditions() -> dict[str, str]:
         "command": shlex.join([*program.split(), *sys.argv[1:]]),
         "python": platform.python_version(),
         **versions,
-        "hardware": f"{_processor()}, {os.cpu_count()} cores, no accelerator",
+        "hardware": f"{_processor()}, {os.cpu_count()} cores, {_accelerator()}",
     }
 
 
@@ -39,6 +39,13 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _accelerator() -> str:
+    torch = sys.modules.get("torch")  # a benchmark that has not imported it has used none
+    if torch is None or not torch.cuda.is_available():
+        return "no accelerator"
+    return str(torch.cuda.get_device_name())
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
