@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.errors import PlanError, message
+from shearfx.gating.moments import second_moments
 from shearfx.gating.sites import GateSite, places
 from shearfx.graph import Graph
 from shearfx.pruning_plan import PruningPlan
@@ -42,10 +43,9 @@ class Moments:
         groups = [g for g in graph.groups if g.name in cut]
         self.kept: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
         self._sites: list[GateSite] = []
         for site in places(graph, model, groups).sites:
-            if site.side != "in" or not isinstance(_base(site.module), (nn.Linear, Conv1D)):
+            if site.side != "in" or not isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
                 continue
             gone = torch.zeros(site.size, dtype=torch.bool)
             for name, where in site.where:
@@ -72,25 +72,8 @@ class Moments:
     @contextmanager
     def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
         """For the while, forward passes add to the moments: of these layers, or of all."""
-
-        def hook_of(path: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                rows = args[0].detach().reshape(-1, args[0].shape[-1]).float()
-                if path not in self.sums:
-                    self.sums[path] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-                self.sums[path].addmm_(rows.T, rows)
-
-            return hook
-
-        hooks = [
-            site.module.register_forward_pre_hook(hook_of(site.path))
-            for site in self._sites if paths is None or site.path in paths
-        ]  # fmt: skip
-        try:
+        with second_moments(site for site in self._sites if paths is None or site.path in paths) as self.sums:
             yield self
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def solve(self, path: str, weight: Tensor, ridge: float = RIDGE) -> Tensor:
         """The weight for the kept inputs that comes closest to the full one, in the weight's dtype.
@@ -156,7 +139,6 @@ def compensate_cut(
     return len(fits)
 
 
-@torch.no_grad()
 def fitted(
     graph: Graph,
     model: nn.Module,
@@ -179,29 +161,42 @@ def fitted(
     Raises:
         PlanError: no layer can be fitted.
     """
+    fits = solved(graph, model, plan, batches, run, ridge=ridge, memory=memory)
+    return {path: as_cut(model, path, new, plan) for path, (_, new) in fits.items()}
+
+
+@torch.no_grad()
+def solved(
+    graph: Graph,
+    model: nn.Module,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    run: Run,
+    *,
+    ridge: float = RIDGE,
+    memory: int | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By path of each layer that reads what is cut: the inputs that stay, and its fit ``[out, kept]``, all rows.
+
+    Args, errors: as of :func:`fitted`.
+    """
     moments = Moments(graph, model, plan)
     if not moments.kept:
         todo = "leave out compensation"
         raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
     parts = [list(moments.kept)] if memory is None else moments.parts(memory)
     batches = list(batches) if len(parts) > 1 else batches
-    found: dict[str, Tensor] = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     for part in parts:
         with moments.watching(part):
             for batch in batches:
                 run(model, batch)
         for path in part:
-            if path not in moments.sums:
-                continue
-            full = _base(model.get_submodule(path))
-            turned = isinstance(full, Conv1D)
-            weight: Tensor = full.weight  # type: ignore[assignment]
-            new = moments.solve(path, weight.T if turned else weight, ridge)
-            del moments.sums[path]
-            rows = plan.kept.get(f"{path}.weight", {}).get(1 if turned else 0)
-            if rows is not None:
-                new = new[rows.to(new.device)]
-            found[path] = (new.T if turned else new).cpu()
+            if path in moments.sums:
+                weight: Tensor = base_layer(model.get_submodule(path)).weight  # type: ignore[assignment]
+                full = weight.T if is_turned(model, path) else weight
+                found[path] = moments.kept[path], moments.solve(path, full, ridge)
+                del moments.sums[path]
     return found
 
 
@@ -209,10 +204,24 @@ def fitted(
 def put(small: nn.Module, fits: Mapping[str, Tensor]) -> None:
     """Give the layers of a cut model their fits, in place."""
     for path, new in fits.items():
-        target: Tensor = _base(small.get_submodule(path)).weight  # type: ignore[assignment]
+        target: Tensor = base_layer(small.get_submodule(path)).weight  # type: ignore[assignment]
         target.copy_(new.to(target.device, target.dtype))
 
 
-def _base(module: nn.Module) -> nn.Module:
+def as_cut(model: nn.Module, path: str, new: Tensor, plan: PruningPlan) -> Tensor:
+    """A layer's weight ``[out, kept]`` without the rows that a plan cuts, on the CPU, in the layer's own layout."""
+    turned = is_turned(model, path)
+    rows = plan.kept.get(f"{path}.weight", {}).get(1 if turned else 0)
+    new = new if rows is None else new[rows.to(new.device)]
+    return (new.T if turned else new).cpu()
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer inside an adapter's, or itself."""
     getter = getattr(module, "get_base_layer", None)
     return getter() if callable(getter) else module
+
+
+def is_turned(model: nn.Module, path: str) -> bool:
+    """Whether a layer keeps its weight as ``[in, out]``."""
+    return isinstance(base_layer(model.get_submodule(path)), Conv1D)

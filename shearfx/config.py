@@ -84,8 +84,10 @@ class ShearConfig:
     """When adapters are merged into the weights: at the end, after each period of LHSPG, or never: then the cut model
     holds nothing but weights of the full one, compensated, and what was learnt, by LHSPG too, lies beside it as one
     PEFT adapter."""
+    cuts: int = 1
+    """Cuts in which the ratio is reached where structures go at once; each is scored on what the one before left."""
     compensation: bool = True
-    """Whether the layers that read what is cut at once are fitted to the full model by least squares."""
+    """Whether the layers that read what is cut at once are fitted by least squares to what they gave before."""
 
     # -- Algorithm 5
     rounds: int = 4
@@ -191,7 +193,7 @@ class ShearConfig:
             if not inside or (name in ("floor", "warmup", "dropout") and value == 1):
                 raise _bad(name, value, "a share between 0 and 1")
         for name in ("sequence_length", "validation", "scoring_windows", "periods", "rounds", "rank", "batch_size",
-                     "accumulate", "round_to", "knowledge_windows", "alpha"):  # fmt: skip
+                     "accumulate", "round_to", "cuts", "knowledge_windows", "alpha"):  # fmt: skip
             least = 2 if name == "sequence_length" else 1
             if getattr(self, name) < least:
                 raise _bad(name, getattr(self, name), f"a whole number of at least {least}")

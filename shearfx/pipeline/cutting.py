@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from shearfx.checkpoints import CONFIG, ORIGINAL, load, save
-from shearfx.compensation import fitted, put
+from shearfx.compensation import put
 from shearfx.construction import construct
 from shearfx.evaluation import parameter_count
 from shearfx.inference import device_of
@@ -46,15 +47,15 @@ class Cutting:
         self._before: list[Speed] | None = None
         """Speeds of the full model, where it was timed before the cut."""
 
-    def cut(self, plan: PruningPlan, faded: Faded | None) -> Held:
-        """Cut, compensate where structures went at once, write, and judge."""
+    def cut(self, plan: PruningPlan, faded: Faded | None, fits: Mapping[str, Tensor]) -> Held:
+        """Cut, write, and judge; layers get the weights that they were fitted."""
         roomy = self._roomy(plan)
         timed = self.subject.generates
         if not roomy and timed:
             with self.teller.step("timing prefill and decode of the full model") as progress:
                 full = faded.model if faded and faded.model is not None else self.subject.held.work
                 self._before = by_turns([full], TURNS, progress)[0]
-        small = self._made(plan, faded, roomy and timed)
+        small = self._made(plan, faded, fits, roomy and timed)
         start: Factors | None = None
         if faded is not None and self.config.merge == "never":
             start = cut_factors(faded.learnt, plan)
@@ -104,14 +105,9 @@ class Cutting:
         held = self.subject.held
         return not held.own or (1 - plan.achieved) * self.subject.work_bytes <= self.spare
 
-    def _made(self, plan: PruningPlan, faded: Faded | None, both: bool) -> nn.Module:
+    def _made(self, plan: PruningPlan, faded: Faded | None, fits: Mapping[str, Tensor], both: bool) -> nn.Module:
         """The cut model, in the dtype that the full one was given in."""
         held, config = self.subject.held, self.config
-        fits: dict[str, Tensor] = {}
-        if faded is None and config.compensation:
-            with self.teller.step("compensating by least squares"):
-                batches = self.study.batches(config.scoring_windows, config.seed + 3)
-                fits = fitted(self.subject.graph, held.work, plan, batches, _call, memory=self.spare // 2)
         with self.teller.step("cutting"):
             if faded is not None and faded.model is not None:  # LHSPG's own copy
                 source, consume = faded.model, True
@@ -138,7 +134,3 @@ def hold_folder(place: Path, subject: Subject, module: nn.Module | None = None) 
     if module is None:
         module = read() if described else load(place, held.shape, device=held.home)
     return subject.study.hold(module, read if described else None)
-
-
-def _call(model: nn.Module, ids: Tensor) -> Any:
-    return model(input_ids=ids, use_cache=False)

@@ -6,11 +6,16 @@ Source: LoRAShear, Algorithms 3 and 4.
 from __future__ import annotations
 
 import functools
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from shearfx.attributes import settle
+from shearfx.graph import Group
 from shearfx.knowledge import knowledge_distribution, prunable
 from shearfx.low_rank import LowRank
 from shearfx.optim.choosing import Redundant
@@ -18,9 +23,11 @@ from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.refitting import Refitting
 from shearfx.run_directory import RunDirectory
-from shearfx.saliency import find
+from shearfx.saliency import Saliency, find
 from shearfx.selection import Tied
+from shearfx.training.state_files import read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,11 @@ class Pruning:
         subject: the full model.
         study: the data.
         folder: of the run.
+        spare: bytes that training takes beside the weights, so that as much may be taken here too.
     """
 
-    def __init__(self, subject: Subject, study: Study, folder: RunDirectory) -> None:
-        self.subject, self.study, self.folder = subject, study, folder
+    def __init__(self, subject: Subject, study: Study, folder: RunDirectory, spare: Callable[[], int]) -> None:
+        self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self._faded: Faded | None = None
 
@@ -56,13 +64,7 @@ class Pruning:
         if self.folder.done("prune"):
             return PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
         config, tied = self.config, self._tied()
-        if config.prune_share == 0:
-            with self.teller.step(f"scoring structures by {config.saliency}"):
-                scores = self.scores
-            redundant, _ = self.subject.chooser(tied).choose(self.subject.amount, scores, find(config.saliency).unit)
-        else:
-            redundant = self._progressive(tied, steps)
-        plan = self._plan_of(redundant)
+        plan = self._at_once(tied) if config.prune_share == 0 else self._progressively(tied, steps)
         self.folder.write("plan.json", plan.to_json())
         cuts: dict[str, list[int]] = {}
         for cut in plan.cuts:
@@ -81,8 +83,45 @@ class Pruning:
         return self._faded
 
     def forget(self) -> None:
-        """Give back what progressive pruning left; :meth:`faded` finds it again."""
+        """Give back what is needed for the cut only; :meth:`faded` finds what progressive pruning left again."""
         self._faded = None
+        shutil.rmtree(self._fits, ignore_errors=True)
+
+    def fits(self) -> dict[str, Tensor]:
+        """Weights of the layers that read what goes at once, where they are refitted; by path, as cut."""
+        if self.config.prune_share or not self.config.compensation:
+            return {}
+        found: dict[str, Tensor] = read_state(self._fits)
+        return found
+
+    @property
+    def _fits(self) -> Path:
+        return self.folder.path / "state" / "fits"
+
+    def _at_once(self, tied: list[Tied]) -> PruningPlan:
+        """Without training: in one cut, or in several, each scored and fitted on what the one before left."""
+        config, subject = self.config, self.subject
+        chooser, proxy, work = subject.chooser(tied), find(config.saliency), subject.held.work
+        gone: Redundant = {}
+        with Refitting(subject.graph, work, chooser.groups) as refitting:
+            for cut in range(1, config.cuts + 1):
+                of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
+                with self.teller.step(f"scoring structures by {config.saliency}{of}") as progress:
+                    scores = self.scores if cut == 1 else self._score(proxy, chooser.groups, progress)
+                gone, _ = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, gone)
+                plan = self._plan_of(gone)
+                if not config.compensation:
+                    refitting.apply(plan, None, _call)
+                    continue
+                with self.teller.step(f"refitting what reads them by least squares{of}"):
+                    batches = self.study.batches(config.scoring_windows, config.seed + 3)
+                    refitting.apply(plan, batches, _call, memory=self.spare() // 2)
+            if config.compensation:
+                write_state(self._fits, refitting.fits(plan))
+        return self._settled(plan)
+
+    def _progressively(self, tied: list[Tied], steps: int) -> PruningPlan:
+        return self._settled(self._plan_of(self._progressive(tied, steps)))
 
     def _tied(self) -> list[Tied]:
         """What may be cut after knowledge analysis."""
@@ -109,10 +148,20 @@ class Pruning:
     def scores(self) -> dict[str, Tensor]:
         """Of all that may be cut; knowledge analysis and a cut at once go by the same ones."""
         groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
+        return self._score(find(self.config.saliency if self.config.prune_share == 0 else "fisher"), groups)
+
+    def _score(
+        self, proxy: Saliency, groups: Sequence[Group], progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Tensor]:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
-        proxy = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
-        work = self.subject.held.work
-        return proxy.score(self.subject.graph, work, groups=groups, data=batches, seed=self.config.seed)
+        work, seed = self.subject.held.work, self.config.seed
+        return proxy.score(self.subject.graph, work, groups=groups, data=batches, seed=seed, progress=progress)
+
+    def _settled(self, plan: PruningPlan) -> PruningPlan:
+        """With the attributes that the model's class needs for it."""
+        with self.teller.step("solving for the class's attributes"):
+            changed = self._faded.model if self._faded is not None else None
+            return settle(self.subject.held.shape if changed is None else changed, self.subject.graph, plan)
 
     def _plan_of(self, redundant: Redundant) -> PruningPlan:
         graph, config = self.subject.graph, self.config
@@ -122,10 +171,7 @@ class Pruning:
             out = set(gone)
             kept[name] = [i for i in range(sizes[name]) if i not in out]
         options = {"saliency": config.saliency, "ratio": config.ratio, "of": config.of, "recipe": config.recipe}
-        plan = of_cuts(graph, kept, asked=self.subject.amount / max(graph.total_params, 1), options=options)
-        with self.teller.step("solving for the class's attributes"):
-            changed = self._faded.model if self._faded is not None else None
-            return settle(self.subject.held.shape if changed is None else changed, graph, plan)
+        return of_cuts(graph, kept, asked=self.subject.amount / max(graph.total_params, 1), options=options)
 
     def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
         """LHSPG; what adapters learnt is kept for the cut."""
@@ -135,3 +181,7 @@ class Pruning:
         redundant, learnt = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
         self._faded = Faded(model if mutates else None, learnt)
         return redundant
+
+
+def _call(model: nn.Module, ids: Tensor) -> Any:
+    return model(input_ids=ids, use_cache=False)

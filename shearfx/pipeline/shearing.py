@@ -72,14 +72,17 @@ class Shearing:
         self.config, self.folder, self.teller = config, run, teller
         self.study = Study(loaded.module, loaded.tokenizer, config, teller)
         self.subject = Subject(loaded, self.study, reopen, known)
-        self.pruning = Pruning(self.subject, self.study, run)
+        self.pruning = Pruning(self.subject, self.study, run, self._spare)
         self._final: nn.Module | None = None
 
     @functools.cached_property
     def cutting(self) -> Cutting:
-        """The stage between pruning and recovery; it may take the memory that training will."""
-        known = self.folder.records["memory"]["estimate"]
-        return Cutting(self.subject, self.study, self.folder, int(known["step"]))
+        """The stage between pruning and recovery."""
+        return Cutting(self.subject, self.study, self.folder, self._spare())
+
+    def _spare(self) -> int:
+        """Bytes that training will take beside the weights; stages before it may take them too."""
+        return int(self.folder.records["memory"]["estimate"]["step"])
 
     @property
     def graph(self) -> Graph:
@@ -179,7 +182,7 @@ class Shearing:
             small = cutting.read()
         else:
             with self._stage("cut", "cutting"):
-                small = cutting.cut(plan, self.pruning.faded(self._share(self._full_steps())))
+                small = cutting.cut(plan, self.pruning.faded(self._share(self._full_steps())), self.pruning.fits())
         if not folder.done("speed"):
             with self._stage("speed", "timing both models"):
                 cutting.weigh(small, plan)

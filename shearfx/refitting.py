@@ -1,0 +1,89 @@
+"""A live model as it will be after a cut: what goes is shut, and the layers that read it are refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from shearfx.compensation import RIDGE, Moments, Run, as_cut, base_layer, is_turned, solved
+from shearfx.gating.gates import Gates
+from shearfx.graph import Graph, Group
+from shearfx.pruning_plan import PruningPlan
+
+
+class Refitting:
+    """A ratio can be reached in several cuts: each is scored, and fitted, on what the one before left.
+
+    As a context manager: inside, :meth:`apply` changes what the model computes; afterwards it is what it was, bit for
+    bit. Takes memory for a second weight of the layers that read what goes.
+
+    Args:
+        graph: the analysis of the model.
+        model: the live model.
+        groups: all that may be cut.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module, groups: Iterable[Group]) -> None:
+        self.graph, self.model = graph, model
+        self._gates = Gates(graph, model, groups)
+        self._original: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Refitting:
+        self._gates.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._gates.detach()
+        for path, weight in self._original.items():
+            self._weight(path).data = weight
+        self._original.clear()
+
+    def apply(
+        self,
+        plan: PruningPlan,
+        batches: Iterable[Any] | None,
+        run: Run,
+        *,
+        ridge: float = RIDGE,
+        memory: int | None = None,
+    ) -> None:
+        """Shut what a plan removes; first refit what reads it to what it gives now.
+
+        Args:
+            plan: removes all that the one before did.
+            batches: calibration data; None refits nothing.
+            run: calls the model on a batch.
+            ridge, memory: as of :func:`shearfx.compensation.fitted`.
+
+        Raises:
+            PlanError: no layer can be fitted, or the plan cuts other groups.
+        """
+        if batches is not None:
+            found = solved(self.graph, self.model, plan, batches, run, ridge=ridge, memory=memory)
+            for path, (kept, new) in found.items():
+                weight = self._weight(path)
+                self._original.setdefault(path, weight.data)
+                full = weight.data.clone()
+                (full.T if is_turned(self.model, path) else full)[:, kept.to(full.device)] = new.to(full.dtype)
+                weight.data = full
+        self._gates.close(plan)
+
+    def fits(self, plan: PruningPlan) -> dict[str, Tensor]:
+        """By path of each layer that was refitted: its weight after the cut, on the CPU.
+
+        Args:
+            plan: the one that was applied last.
+        """
+        kept = Moments(self.graph, self.model, plan).kept
+        found = {}
+        for path in self._original:
+            weight = self._weight(path).data
+            full = weight.T if is_turned(self.model, path) else weight
+            found[path] = as_cut(self.model, path, full[:, kept[path].to(full.device)], plan)
+        return found
+
+    def _weight(self, path: str) -> nn.Parameter:
+        weight: nn.Parameter = base_layer(self.model.get_submodule(path)).weight  # type: ignore[assignment]
+        return weight
