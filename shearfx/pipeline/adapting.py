@@ -40,6 +40,7 @@ def adapting(
     """
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = {module: module.training for module in model.modules()}
+    hooks = {module: set(module._forward_hooks) for module in model.modules()}
     wrapped = _wrapped(config, model)
     try:
         if start is not None:
@@ -47,11 +48,13 @@ def adapting(
         yield wrapped
     finally:
         if config.gradient_checkpointing:
-            wrapped.gradient_checkpointing_disable()
-            wrapped.disable_input_require_grads()
+            with _renamed():
+                wrapped.gradient_checkpointing_disable()
         wrapped.unload()
         for module, mode in modes.items():
             module.training = mode
+            for key in set(module._forward_hooks) - hooks[module]:  # transformers forgets some that it made for PEFT
+                del module._forward_hooks[key]
         for name, parameter in model.named_parameters():  # PEFT froze them
             parameter.requires_grad_(wanted[name])
 
@@ -67,8 +70,7 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
                           target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
     torch.manual_seed(config.seed)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name of before
+        with _renamed():
             wrapped: Any = get_peft_model(cast(Any, model), settings)
     except ValueError as error:
         what = f"no adapters fit a {type(model).__name__}: {' '.join(str(error).split())}"
@@ -76,10 +78,17 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
         raise PlanError(message(what, where=f"targets: {', '.join(config.targets)}", todo=todo)) from error
     if config.gradient_checkpointing:
         wrapped.enable_input_require_grads()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # a new name
+        with _renamed():
             wrapped.gradient_checkpointing_enable()
     return wrapped
+
+
+@contextlib.contextmanager
+def _renamed() -> Iterator[None]:
+    """No warnings of names that transformers is about to change: PEFT asks by them too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def cut_factors(learnt: Mapping[str, LowRank], plan: PruningPlan) -> Factors:
