@@ -145,6 +145,7 @@ def test_relative_scores_are_ranked_globally_only_when_asked() -> None:
         {"target": -1}, {"target": 1.5}, {"target": True}, {"target": 10**6}, {"penalty": "soft"}, {"merge": "often"},
         {"penalty": "constant"}, {"half_space_eps": 1.0}, {"warmup": -1}, {"periods": 0}, {"period_length": 0},
         {"variant": "lion"}, {"carrier": "air"}, {"data": iter([])}, {"ranking": "global"}, {"saliency": "nonsense"},
+        {"compensate": iter([])}, {"compensate": [], "carrier": "weights"},
         {"merge_moments": "lose"}, {"merge_warmup": -1}, {"merge_warmup": 1.5},
     ],
     ids=lambda wrong: " ".join(wrong),  # values print an address, which differs between workers

@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "data of each rank": {"saliency": Fisher(), "data": "own", "merge": "never"},
     "gradients of weights": {"saliency": "taylor", "data": "own", "merge": "never"},
     "scores of each rank": {"scores": "own", "merge": "never"},
+    "compensated": {"saliency": "fisher", "compensate": "own", "merge": "never"},
     "weights": {"saliency": "lora_magnitude", "merge": "period"},
 }
 
@@ -34,6 +35,8 @@ def options_of(case: str, rank: int) -> dict[str, Any]:
     options = dict(CASES[case])
     if "data" in options:
         options["data"] = [inputs_of(NAME, 50 + rank)]
+    if "compensate" in options:
+        options["compensate"] = [inputs_of(NAME, 60 + rank)]
     if "scores" in options:
         options["scores"] = scores_of(NAME, rank)
     return options | {"warmup": 1, "periods": 3, "period_length": 2}

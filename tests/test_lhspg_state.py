@@ -14,7 +14,7 @@ from torch import nn
 from shearfx.errors import PlanError
 from shearfx.optim import LHSPG
 from shearfx.saliency.combined import Combined
-from tests.tiny_models import fresh, loss_of, optimizer, tied, traced, train
+from tests.tiny_models import fresh, inputs_of, loss_of, optimizer, tied, traced, train
 
 STEPS = 9
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gates taylor constant": {"saliency": "taylor", "penalty": "constant", "strength": 0.7},
     "gates merged": {"merge": "period", "saliency": "lora_taylor"},
     "gates restarted": {"merge": "period", "saliency": "lora_taylor", "merge_moments": "reset", "merge_warmup": 2},
+    "gates compensated": {"compensate": [inputs_of("llama", 70), inputs_of("llama", 71)], "half_space_eps": 0.6},
     "gates sgd": {"merge": "period", "variant": "sgd", "momentum": 0.9},
     "weights": {"carrier": "weights", "merge": "end", "half_space_eps": 0.6},
     "weights merged": {"carrier": "weights", "merge": "period", "saliency": Combined()},
@@ -157,6 +158,7 @@ def test_merging_into_sixteen_bits_loses_no_more_than_one_rounding() -> None:
         ({"target": 8}, "target"),
         ({"carrier": "weights"}, "GateCarrier"),
         ({"tied": "ffn"}, "does not have"),
+        ({"compensate": [inputs_of("llama", 70)]}, "without compensate"),
     ],
 )
 def test_a_state_of_another_run_is_refused(changed: dict[str, Any], said: str) -> None:

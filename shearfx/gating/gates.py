@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shearfx.errors import PlanError, message
 from shearfx.gating.collector import Collector
 from shearfx.gating.sites import GatedWeight, GateSite, Places, places
+from shearfx.gating.stand_ins import StandIn
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan
 
@@ -43,6 +44,8 @@ class Gates:
         """Group name to float32 ``[size]``, on the CPU. Change them by :meth:`set` only."""
         self.places: Places = places(graph, model, self.groups.values())
         self.collector: Collector | None = None
+        self.stand_ins: dict[str, list[StandIn]] = {}
+        """By path of a module whose input is gated: what stands in for what is shut there, the oldest first."""
         self._vectors: dict[tuple[GateSite, torch.dtype, torch.device], Tensor | None] = {}
         self._of: dict[str, list[GateSite]] = {name: [] for name in self.groups}
         for site in self.places.sites:
@@ -153,9 +156,13 @@ class Gates:
         if self.collector is not None and torch.is_grad_enabled():
             # a derivative is asked for here, whether or not anything before this place wants one
             x = x if x.requires_grad else x.detach().requires_grad_()
-            gated: Tensor = _Gate.apply(x, vector, site, self.collector)  # type: ignore[no-untyped-call]
-            return gated
-        return x if vector is None else x * vector
+            x = _Gate.apply(x, vector, site, self.collector)  # type: ignore[no-untyped-call]
+        elif vector is not None:
+            x = x * vector
+        if vector is not None and site.side == "in":
+            for one in reversed(self.stand_ins.get(site.path, ())):
+                x = one.apply(x, vector)
+        return x
 
     def _vector(self, site: GateSite, x: Tensor) -> Tensor | None:
         """What the activation is multiplied by, shaped to broadcast; None where that is all ones."""

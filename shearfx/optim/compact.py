@@ -19,6 +19,7 @@ from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.low_rank import LowRank
 from shearfx.optim.options import check_writable
+from shearfx.optim.standing_in import StandingIn
 from shearfx.pruning_plan import PruningPlan
 from shearfx.training.merging import merge_into
 
@@ -48,8 +49,9 @@ def expressed(graph: Graph, model: nn.Module, plan: PruningPlan, form: Form) -> 
 
 
 def compact(
-    graph: Graph, model: nn.Module, adapters: Mapping[str, LowRank], plan: PruningPlan, form: Form, adapter: Adapter
-) -> nn.Module:
+    graph: Graph, model: nn.Module, adapters: Mapping[str, LowRank], plan: PruningPlan, form: Form, adapter: Adapter,
+    stand_ins: StandingIn | None,
+) -> nn.Module:  # fmt: skip
     """Cut a live model, which stays as it is. There must be no gates or hooks on it.
 
     Args:
@@ -60,6 +62,7 @@ def compact(
         form: the model's own class, or the fx graph.
         adapter: ``"merge"`` adds what was learnt to the smaller weights, in their dtype; ``"keep"`` leaves it beside
             them, a PEFT model as before.
+        stand_ins: what to fold into the weights that read what is cut.
 
     Raises:
         PlanError: the base is quantised, or its form cannot hold adapters beside it.
@@ -76,6 +79,8 @@ def compact(
         check_writable(model, adapters)
     if is_wrapped(plan):
         small: Any = construct(model, plan, form=form, graph=graph)
+        if stand_ins is not None:
+            stand_ins.fold(small, plan)
         if keep or not adapters:
             return small  # type: ignore[no-any-return]
         if isinstance(small, fx.GraphModule):
@@ -85,6 +90,8 @@ def compact(
     small = construct(without_adapters(model), plan, form=form, graph=graph)
     if form == "fx":
         small = copy.deepcopy(small)  # what is not cut it shares with the model, which trains on
+    if stand_ins is not None:
+        stand_ins.fold(small, plan)
     if keep:
         return _with_adapter(small, model, plan)
     merge_into(small, adapters, plan)

@@ -30,6 +30,7 @@ from shearfx.optim.results import Results
 from shearfx.optim.resuming import go_on, state_of
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
+from shearfx.optim.standing_in import StandingIn
 from shearfx.optim.variants import Variant, Wrapping
 from shearfx.optim.weight_carrier import WeightCarrier
 from shearfx.saliency import Saliency, Scores
@@ -78,6 +79,9 @@ class LHSPG(Wrapping, Results):
         merge_moments, merge_warmup: what a merge does to the optimiser's moments of A and B (``"keep"`` or
             ``"reset"``), and steps over which the learning rate rises again after it; see
             :class:`shearfx.optim.restarting.Restart`.
+        compensate: batches on which, each period, those that stay are fitted by least squares to stand in for those
+            that fade, as these fade; ``(arguments by name, or in order, or one tensor)``, no generator, and the only
+            option that takes memory in proportion to weights; see :class:`shearfx.optim.standing_in.StandingIn`.
         on_period: called with the optimiser and the number of the period (from 0) when a period has ended.
         variant: ``"adamw"`` or ``"sgd"``.
         lr, betas, eps, weight_decay, momentum: of the variant.
@@ -116,6 +120,7 @@ class LHSPG(Wrapping, Results):
         merge: asked.Merge = "end",
         merge_moments: Moments = "keep",
         merge_warmup: int = 0,
+        compensate: Iterable[Any] | None = None,
         on_period: Callable[[LHSPG, int], object] | None = None,
         variant: Variant = "adamw",
         lr: float = 1e-3,
@@ -136,7 +141,7 @@ class LHSPG(Wrapping, Results):
         seed: int = 0,
     ) -> None:
         self.schedule = Schedule(warmup, periods, period_length)
-        asked.check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data)
+        asked.check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data, compensate)
         model = asked.whole(model)
         trained = [p for p in model.parameters() if p.requires_grad] if params is None else params
         own = {"betas": betas, "eps": eps} if variant == "adamw" else {"momentum": momentum}
@@ -167,6 +172,7 @@ class LHSPG(Wrapping, Results):
         asked.check_gated(self.gates, self.adapters)
         if groups and rule.looks:
             asked.check_readable(self.adapters)
+        self.stand_ins = None if compensate is None else StandingIn(self.gates, self.adapters, compensate)
         self.ranking: Literal["loss", "relative"] = ranking or self.scorer.unit
         self.steps = 0
         """Optimiser steps taken."""
@@ -227,12 +233,16 @@ class LHSPG(Wrapping, Results):
             self.merger.look()
         self.carrier.start({name: torch.tensor(gone) for name, gone in new.items()})
         self.picks.append(new)
+        if self.stand_ins is not None:
+            self.stand_ins.fit(self.fading, self.redundant)
         self.scorer.reset()
         picked = sum(map(len, new.values()))
         self.history.append({"step": self.steps, "period": period, "picked": picked, "saved": saved})
 
     def _end_period(self, period: int) -> None:
         """Line 9: what has faded is zero in the adapters too; they are merged."""
+        if self.stand_ins is not None:
+            self.stand_ins.finish()
         self.carrier.finish()
         last = period == self.schedule.periods - 1
         if self.merge == "never" or (self.merge == "end" and not last):

@@ -30,7 +30,7 @@ def paper() -> dict[str, Any]:
 
 def check(
     target: int | float, epsilon: float, penalty: str, strength: float, merge: str, variant: str,
-    ranking: str | None, carrier: str, data: Any,
+    ranking: str | None, carrier: str, data: Any, compensate: Any,
 ) -> None:  # fmt: skip
     """Raise PlanError for options that make no sense."""
     where = "LHSPG(...)"
@@ -52,9 +52,13 @@ def check(
         raise PlanError(
             message(f"a constant penalty of {strength:g} fades nothing", where=where, todo="pass strength=")
         )
-    if data is not None and iter(data) is data:
-        what = f"data= is a {type(data).__name__}, which can be read once; every period reads it"
-        raise PlanError(message(what, where=where, todo="pass a list, or something else that starts anew"))
+    for name, batches in (("data", data), ("compensate", compensate)):
+        if batches is not None and iter(batches) is batches:
+            what = f"{name}= is a {type(batches).__name__}, which can be read once; every period reads it"
+            raise PlanError(message(what, where=where, todo="pass a list, or something else that starts anew"))
+    if compensate is not None and carrier != "gates":
+        what = "what stands in for fading structures comes in as their gates shut"
+        raise PlanError(message(what, where=where, todo='pass carrier="gates"'))
 
 
 def whole(model: nn.Module) -> nn.Module:
@@ -122,6 +126,8 @@ def check_state(own: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     what = ""
     if list(own["schedule"]) != here["schedule"] or own["carrier"] != here["carrier"]:
         what = f"the state is of a run with schedule {list(own['schedule'])} and a {own['carrier']}"
+    elif own["compensated"] != here["compensated"]:
+        what = f"the state is of a run {'with' if own['compensated'] else 'without'} compensate="
     elif abs(own["amount"] - here["amount"]) > 1e-6 * max(1.0, here["amount"]):
         what = f"the state is of a run with a target of {own['amount']:g}"
     if what:

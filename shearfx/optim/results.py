@@ -20,6 +20,7 @@ from shearfx.optim.choosing import Chooser, Currency, Redundant, gathered
 from shearfx.optim.compact import Adapter, Form, compact, expressed
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
+from shearfx.optim.standing_in import StandingIn
 from shearfx.pruning_plan import PruningPlan, of_cuts
 
 
@@ -34,6 +35,8 @@ class Results:
     scorer: Scorer
     gates: Gates
     carrier: Carrier
+    stand_ins: StandingIn | None
+    """Of the compensation while fading, where it was asked for."""
     unit: Currency
     form: Form
     amount: float
@@ -66,6 +69,8 @@ class Results:
     def plan(self, period: int | None = None) -> PruningPlan:
         """The plan that cuts what is zero now, or what was zero when a period (from 0) had ended.
 
+        With ``compensate`` the cut alone is not the live model: :meth:`construct` also folds in what stands in.
+
         Raises:
             PlanError: the period is not over, or the model's own class cannot hold the cut.
         """
@@ -94,8 +99,9 @@ class Results:
             count = sum(map(len, self.fading.values()))
             what, todo = f"{count} structures are half faded", "wait for the period's end, as on_period= does"
             raise PlanError(message(what, where=f"step {self.steps}", todo=todo))
-        with self.detached():
-            return compact(self.graph, self.model, self.adapters, self.plan(), self.form, adapter)
+        plan = self.plan()
+        with self.detached(), contextlib.nullcontext() if self.stand_ins is None else self.stand_ins.folded():
+            return compact(self.graph, self.model, self.adapters, plan, self.form, adapter, self.stand_ins)
 
     # -- on the model --------------------------------------------------------------------------------------
 

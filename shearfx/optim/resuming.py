@@ -18,6 +18,7 @@ def state_of(optimizer: LHSPG) -> dict[str, Any]:
         **_what(optimizer), "steps": optimizer.steps, "history": [dict(entry) for entry in optimizer.history],
         "picks": [{name: list(gone) for name, gone in pick.items()} for pick in optimizer.picks],
         "carried": optimizer.carrier.state_dict(), "merges": optimizer.merger.state_dict(),
+        "stand_ins": {} if optimizer.stand_ins is None else optimizer.stand_ins.state_dict(),
         "since_merge": optimizer.restart.since, "scores": optimizer.scorer.state_dict(),
     }  # fmt: skip
 
@@ -27,7 +28,7 @@ def _what(optimizer: LHSPG) -> dict[str, Any]:
     schedule = optimizer.schedule
     return {
         "schedule": [schedule.warmup, schedule.periods, schedule.period_length], "amount": optimizer.amount,
-        "carrier": type(optimizer.carrier).__name__,
+        "carrier": type(optimizer.carrier).__name__, "compensated": optimizer.stand_ins is not None,
     }  # fmt: skip
 
 
@@ -48,6 +49,8 @@ def go_on(optimizer: LHSPG, own: Mapping[str, Any] | None) -> None:
     optimizer.merger.load_state_dict(own["merges"])
     optimizer.picks = picks
     optimizer.carrier.load_state_dict(own["carried"], optimizer.redundant)
+    if optimizer.stand_ins is not None:
+        optimizer.stand_ins.load_state_dict(own["stand_ins"])
     optimizer.steps, optimizer.restart.since = int(own["steps"]), own["since_merge"]
     optimizer.history = [dict(entry) for entry in own["history"]]
     optimizer.scorer.load_state_dict(own["scores"])

@@ -1,0 +1,148 @@
+"""Compensation while structures fade: those that stay take over, by least squares, what the fading ones are read for.
+
+Fitted when a period's structures are picked, it comes in as their gates shut and is whole when they are zero. Nothing
+of the base is written until the model is cut (:meth:`StandingIn.fold`).
+
+Source: of its own (see ``shearfx.gating.stand_ins``); LoRAShear has no such step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shearfx.adapters import base_name
+from shearfx.compensation import RIDGE, base_layer
+from shearfx.errors import PlanError, message
+from shearfx.gating.gates import Gates
+from shearfx.gating.moments import second_moments
+from shearfx.gating.sites import GateSite
+from shearfx.gating.stand_ins import StandIn, fit
+from shearfx.low_rank import LowRank
+from shearfx.optim.ranks import add_up
+from shearfx.pruning_plan import PruningPlan
+from shearfx.tracing import evaluation
+
+
+class StandingIn:
+    """Fits stand-ins period by period, and keeps them on the gates.
+
+    Args:
+        gates: on the live model.
+        adapters: of it, by path.
+        batches: read anew each period: arguments by name, in order (a tuple), or one tensor.
+        ridge: see :func:`shearfx.gating.stand_ins.fit`.
+
+    Memory: float32 ``[inputs, inputs]`` for each linear layer that reads a fading group while it is fitted, and
+    ``[gone, kept]`` of its inputs from then on, which the state holds too.
+
+    Raises:
+        PlanError: no linear layer reads a group.
+    """
+
+    def __init__(
+        self, gates: Gates, adapters: Mapping[str, LowRank], batches: Iterable[Any], ridge: float = RIDGE
+    ) -> None:
+        self.gates, self.adapters, self.batches, self.ridge = gates, adapters, batches, ridge
+        self.sites: dict[str, GateSite] = {}
+        for site in gates.places.sites:
+            if site.side == "in" and isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
+                self.sites[site.path] = site
+        if gates.groups and not self.sites:
+            what = "no linear layer reads what may become redundant, so nothing can be compensated"
+            raise PlanError(message(what, where="LHSPG(compensate=...)", todo="leave it out"))
+
+    @torch.no_grad()
+    def fit(self, fading: Mapping[str, Tensor], redundant: Mapping[str, Iterable[int]]) -> None:
+        """A period begins: fit stand-ins for what fades in it.
+
+        Args:
+            fading: group to LongTensor of structures; their gates are open still.
+            redundant: all that was picked, these included.
+        """
+        chosen = [site for site in self.sites.values() if any(group in fading for group, _ in site.where)]
+        model = self.gates.model
+        with evaluation(model), second_moments(chosen) as moments:
+            for batch in self.batches:
+                _call(model, batch)
+        for site in chosen:
+            going, stays = torch.zeros(site.size, dtype=torch.bool), torch.ones(site.size, dtype=torch.bool)
+            for group, where in site.where:
+                going |= torch.isin(where, fading.get(group, torch.empty(0, dtype=torch.long)))
+                stays &= ~torch.isin(where, torch.tensor(sorted(redundant.get(group, ())), dtype=torch.long))
+            if site.path in moments and going.any() and stays.any():
+                summed = add_up(moments[site.path])
+                new = fit(summed, going.nonzero().flatten(), stays.nonzero().flatten(), self.ridge)
+                self.gates.stand_ins.setdefault(site.path, []).append(new)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """A period is over: one stand-in for each place, and adapters have no part in the replaced inputs, until they
+        learn from them again."""
+        for path, ones in self.gates.stand_ins.items():
+            if len(ones) == 2:
+                self.gates.stand_ins[path] = [ones[1].after(ones[0])]
+        self._fold_adapters()
+
+    def _fold_adapters(self) -> None:
+        """What A has for replaced inputs moves to what stands in for them: the function stays."""
+        for path, (one,) in self.gates.stand_ins.items():
+            if path in self.adapters:
+                a = self.adapters[path].a.data
+                gone, kept = one.gone.to(a.device), one.kept.to(a.device)
+                a[:, kept] += a[:, gone] @ one.factor.to(a)
+                a[:, gone] = 0
+
+    @contextlib.contextmanager
+    def folded(self) -> Iterator[None]:
+        """For the while, adapters have no part in replaced inputs; between periods."""
+        before = {path: self.adapters[path].a.data.clone() for path in self.gates.stand_ins if path in self.adapters}
+        try:
+            with torch.no_grad():
+                self._fold_adapters()
+            yield
+        finally:
+            for path, a in before.items():
+                self.adapters[path].a.data.copy_(a)
+
+    @torch.no_grad()
+    def fold(self, small: nn.Module, plan: PruningPlan) -> None:
+        """Add to the weights of a cut model what stands in for their missing inputs.
+
+        Args:
+            small: what the plan made of the live model or its base between periods, adapters :meth:`folded`.
+        """
+        own = dict(small.named_parameters(remove_duplicate=False))
+        for path, (one,) in self.gates.stand_ins.items():
+            module = self.sites[path].module
+            base: Any = base_layer(module)
+            live = f"{path}.weight" if base is module else f"{path}.base_layer.weight"
+            name = live if live in own else base_name(live)
+            assert name is not None
+            turned = isinstance(base, Conv1D)
+            full = base.weight.detach().T if turned else base.weight.detach()
+            change = full[:, one.gone.to(full.device)].double() @ one.factor.to(full.device).double()
+            rows = plan.kept.get(name, {}).get(1 if turned else 0)
+            if rows is not None:
+                change = change[rows.to(change.device)]
+            target = own[name].data.T if turned else own[name].data
+            target.copy_(target.double() + change.to(target.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every stand-in, by place."""
+        return {path: [one.state_dict() for one in ones] for path, ones in self.gates.stand_ins.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        self.gates.stand_ins = {path: [StandIn.of_state(one) for one in ones] for path, ones in state.items()}
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
