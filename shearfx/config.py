@@ -209,6 +209,12 @@ class ShearConfig:
             raise PlanError(message(what, where="configuration", todo="set one, and the other to null"))
         if (self.tokens is not None and self.tokens < 0) or (self.minutes is not None and self.minutes <= 0):
             raise _bad("tokens or minutes", self.tokens or self.minutes, "a positive number")
+        step = self.batch_size * self.accumulate * self.sequence_length
+        if self.tokens is not None and 0 < self.tokens < step:
+            shown = f"{self.batch_size} x {self.accumulate} x {self.sequence_length}"
+            what = f"tokens: {self.tokens} are less than one step takes, {step} ({shown}: batch_size, accumulate, "
+            what += "sequence_length)"
+            raise PlanError(message(what, where="configuration", todo="raise tokens, or set it to 0 for no training"))
         if (self.merge == "period" or self.carrier == "weights") and self.prune_share > 0 and self.distill > 0:
             what = (
                 f"merge: {self.merge}, carrier: {self.carrier} change the weights that the full model's word comes from"

@@ -129,6 +129,22 @@ def test_keeping_models_changes_nothing_of_the_run() -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("compensate", [None, [inputs_of("llama", 70)]])
+def test_evaluating_in_inference_mode_between_steps_changes_nothing(compensate: Any) -> None:
+    """What gates make for a forward pass is used again by those that train."""
+    losses: list[list[float]] = []
+    for evaluate in (False, True):
+        model = fresh("llama", {})
+        opt = optimizer("llama", model, warmup=1, periods=2, period_length=2, merge="never", compensate=compensate)
+        losses.append([])
+        for step in range(6):
+            losses[-1] += train("llama", model, opt, 1, step)
+            if evaluate:
+                with torch.inference_mode():
+                    model(**inputs_of("llama"))
+    assert losses[0] == losses[1]
+
+
 def test_afterwards_a_checkpoint_of_a_periods_end_is_enough(tmp_path: Path) -> None:
     name = "gpt2"
     options: dict[str, Any] = {"tied": expressible(name), "form": "module", "target": 0.4, "unit": "params",

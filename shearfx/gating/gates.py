@@ -168,12 +168,13 @@ class Gates:
         """What the activation is multiplied by, shaped to broadcast; None where that is all ones."""
         key = (site, x.dtype, x.device)
         if key not in self._vectors:
-            vector = torch.ones(site.size)
-            for group, where in site.where:
-                vector *= torch.cat([self.values[group], torch.ones(1)])[where]  # -1 picks the one at the end
-            same = bool((vector == 1).all())
-            shape = [-1] + [1] * (-1 - site.axis)
-            self._vectors[key] = None if same else vector.to(x.device, x.dtype).reshape(shape)
+            with torch.inference_mode(False):  # whoever evaluates between steps makes the vector that training uses
+                vector = torch.ones(site.size)
+                for group, where in site.where:
+                    vector *= torch.cat([self.values[group], torch.ones(1)])[where]  # -1 picks the one at the end
+                same = bool((vector == 1).all())
+                shape = [-1] + [1] * (-1 - site.axis)
+                self._vectors[key] = None if same else vector.to(x.device, x.dtype).reshape(shape)
         return self._vectors[key]
 
     # -- weights that no module's input or output stands for -----------------------------------------

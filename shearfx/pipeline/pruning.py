@@ -19,6 +19,7 @@ from shearfx.graph import Group
 from shearfx.knowledge import knowledge_distribution, prunable
 from shearfx.low_rank import LowRank
 from shearfx.optim.choosing import Redundant
+from shearfx.optim.options import check_scores
 from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
@@ -108,6 +109,7 @@ class Pruning:
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
                 with self.teller.step(f"scoring structures by {config.saliency}{of}") as progress:
                     scores = self.scores if cut == 1 else self._score(proxy, chooser.groups, progress)
+                check_scores(scores, gone)
                 gone, _ = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, gone)
                 plan = self._plan_of(gone)
                 if not config.compensation:
