@@ -4,13 +4,15 @@
                                 [--tokens 20000 40000 80000] [--seeds 0 1 2] [--methods ...]
 
 Every method gets the same number of training tokens in all (LHSPG's own included), the same structures to choose from
-and the same windows. ``cut`` is the model right after the cut, before recovery. Rows are kept one by one in
-``results/fading_rows.json``; what is there is not run again.
+and the same windows. ``cut`` is the model right after the cut, before recovery; ``LHSPG's choice`` cuts at once what
+LHSPG chose in the row before it. ``minutes`` is what it took to choose, cut and train, on a machine that may do other
+things too. Rows are kept one by one in ``results/fading_rows.json``; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
 import json
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +32,34 @@ from shearfx.config import ShearConfig
 from shearfx.data import Examples, open_source, pack
 from shearfx.models import load_model
 from shearfx.pipeline import Shearing, Silent
+from shearfx.pipeline.tellers import Progress
 from shearfx.run_directory import RunDirectory
 from shearfx.training import losses_of
 
 ROWS = record.RESULTS / "fading_rows.json"
-PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0}
+PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0, "saliency": "fisher", "cuts": 1}
+BOTH = PLAIN | {"compensation": True, "distill": 0.5}
 FADED = PLAIN | {"prune_share": 0.5}
+CHOICE = "at once, LHSPG's choice"
 METHODS: dict[str, dict[str, Any]] = {
     "at once": PLAIN,
     "at once, compensated": PLAIN | {"compensation": True},
     "at once, distilled": PLAIN | {"distill": 0.5},
-    "at once, compensated, distilled": PLAIN | {"compensation": True, "distill": 0.5},
+    "at once, compensated, distilled": BOTH,
+    "at once, compensated_fisher": BOTH | {"saliency": "compensated_fisher"},
+    "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
+    "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},
     "LHSPG, 5 periods": FADED,
+    CHOICE: PLAIN,
     "LHSPG, 1 period": FADED | {"periods": 1},
     "LHSPG, 5 periods, distilled": FADED | {"distill": 0.5},
+    "LHSPG, 5 periods, compensated, distilled": FADED | {"compensation": True, "distill": 0.5},
+    "LHSPG, 5 periods, compensated_fisher": FADED
+    | {"compensation": True, "distill": 0.5, "saliency": "compensated_fisher"},
     "LHSPG, 5 periods, half-space 0.9": FADED | {"half_space_eps": 0.9},
     "paper": {"recipe": "paper", "gamma": None, "min_tokens": 0},
 }
-COLUMNS = ("model", "ratio", "tokens", "method", "cut", "recovered", "spread", "gap closed", "seeds")
+COLUMNS = ("model", "ratio", "tokens", "method", "cut", "recovered", "spread", "gap closed", "minutes", "seeds")
 
 
 def main() -> None:
@@ -75,6 +88,25 @@ def main() -> None:
     report(rows)
 
 
+class Timing(Silent):
+    """Adds up the time of each step of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Progress]:
+        """A step begins."""
+        start = time.monotonic()
+        yield lambda done, total: None
+        name = what.partition(" (")[0]
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+NOT_COUNTED = ("reading", "judging", "measuring what a training", "tracing", "finding out", "timing", "solving")
+"""Steps that all methods have in common, or that a user needs once."""
+
+
 class Bench:
     """One model, analysed once."""
 
@@ -92,10 +124,14 @@ class Bench:
         self.judge: Examples = packed.take(range(min(48, len(packed))))
         self.dense = losses_of(self.loaded.module, [self.judge])[self.judge.name]
         self.known: Any = None
+        self.chosen: tuple[tuple[float, int, int], str] | None = None
+        """What LHSPG chose last: the row's setting, and the plan."""
 
     def run(self, ratio: float, tokens: int, seed: int, method: str) -> dict[str, Any]:
         """One row: losses on the judge's text, in nats a token."""
-        start = time.monotonic()
+        if method == CHOICE and (self.chosen is None or self.chosen[0] != (ratio, tokens, seed)):
+            self.run(ratio, tokens, seed, "LHSPG, 5 periods")
+        timing = Timing()
         config = ShearConfig.of_mapping(
             {"ratio": ratio, "tokens": tokens, "seed": seed, "pretrain": (str(self.train),), "max_tokens": 400_000}
             | self.options | METHODS[method]
@@ -104,8 +140,14 @@ class Bench:
         object.__setattr__(loaded, "module", copy.deepcopy(self.loaded.module))
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder) / "run", self.model, config, resume=False)
-            shearing = Shearing(loaded, config, run, Silent(), self.known)
+            run.finish("speed", {})  # not what is asked here
+            if method == CHOICE and self.chosen is not None:
+                run.write("plan.json", self.chosen[1])
+                run.finish("prune", {})
+            shearing = Shearing(loaded, config, run, timing, self.known)
             sheared = shearing.run()
+            if method == "LHSPG, 5 periods":
+                self.chosen = ((ratio, tokens, seed), sheared.plan.to_json())
             self.known = (shearing.graph, shearing.tied)
             from shearfx.checkpoints import load
 
@@ -113,7 +155,7 @@ class Bench:
         return {
             "model": self.model, "ratio": ratio, "tokens": tokens, "seed": seed, "method": method, "dense": self.dense,
             "cut": cut, "recovered": losses_of(sheared.model, [self.judge])[self.judge.name],
-            "achieved": sheared.plan.achieved, "seconds": time.monotonic() - start, "torch": torch.__version__,
+            "achieved": sheared.plan.achieved, "seconds": timing.seconds, "torch": torch.__version__,
         }  # fmt: skip
 
 
@@ -131,9 +173,12 @@ def report(rows: dict[str, dict[str, Any]]) -> None:
         found = [row["recovered"] for row in same]
         mean, dense = statistics.mean(found), same[0]["dense"]
         cut = bare.get((model, ratio))
+        times = [sum(t for name, t in row["seconds"].items() if not name.startswith(NOT_COUNTED))
+                 for row in same if isinstance(row["seconds"], dict)]  # fmt: skip
         gap = "" if cut is None else f"{(cut - mean) / (cut - dense):.0%}"
         table.append(
             {"model": model, "ratio": ratio, "tokens": tokens, "method": method, "seeds": len(same),
+             "minutes": f"{statistics.median(times) / 60:.1f}" if times else "",
              "cut": f"{statistics.mean(r['cut'] for r in same):.3f}", "recovered": f"{mean:.3f}", "gap closed": gap,
              "spread": f"{max(found) - min(found):.3f}"}
         )  # fmt: skip

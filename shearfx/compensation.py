@@ -162,7 +162,7 @@ def fitted(
         PlanError: no layer can be fitted.
     """
     fits = solved(graph, model, plan, batches, run, ridge=ridge, memory=memory)
-    return {path: as_cut(model, path, new, plan) for path, (_, new) in fits.items()}
+    return {path: as_cut(new, plan, f"{path}.weight", is_turned(model, path)) for path, (_, new) in fits.items()}
 
 
 @torch.no_grad()
@@ -208,10 +208,16 @@ def put(small: nn.Module, fits: Mapping[str, Tensor]) -> None:
         target.copy_(new.to(target.device, target.dtype))
 
 
-def as_cut(model: nn.Module, path: str, new: Tensor, plan: PruningPlan) -> Tensor:
-    """A layer's weight ``[out, kept]`` without the rows that a plan cuts, on the CPU, in the layer's own layout."""
-    turned = is_turned(model, path)
-    rows = plan.kept.get(f"{path}.weight", {}).get(1 if turned else 0)
+def as_cut(new: Tensor, plan: PruningPlan, name: str, turned: bool) -> Tensor:
+    """A layer's weight ``[out, kept]`` without the rows that a plan cuts, on the CPU, in the layer's own layout.
+
+    Args:
+        new: the weight.
+        plan: what stays of rows.
+        name: of the weight, in the plan.
+        turned: whether the layer keeps it as ``[in, out]``.
+    """
+    rows = plan.kept.get(name, {}).get(1 if turned else 0)
     new = new if rows is None else new[rows.to(new.device)]
     return (new.T if turned else new).cpu()
 

@@ -87,7 +87,8 @@ class ShearConfig:
     cuts: int = 1
     """Cuts in which the ratio is reached where structures go at once; each is scored on what the one before left."""
     compensation: bool = True
-    """Whether the layers that read what is cut at once are fitted by least squares to what they gave before."""
+    """Whether the layers that read what goes are fitted by least squares to what they gave before: at once, or while it
+    fades."""
 
     # -- Algorithm 5
     rounds: int = 4
@@ -220,6 +221,9 @@ class ShearConfig:
                 f"merge: {self.merge}, carrier: {self.carrier} change the weights that the full model's word comes from"
             )
             raise PlanError(message(what, where="distill", todo="set distill: 0, or merge: end and carrier: gates"))
+        if self.carrier == "weights" and self.prune_share > 0 and self.compensation:
+            what = "carrier: weights fades the weights that would be refitted"
+            raise PlanError(message(what, where="compensation", todo="set compensation: false, or carrier: gates"))
 
 
 PAPER: dict[str, Any] = {

@@ -79,9 +79,9 @@ class Refitting:
         kept = Moments(self.graph, self.model, plan).kept
         found = {}
         for path in self._original:
-            weight = self._weight(path).data
-            full = weight.T if is_turned(self.model, path) else weight
-            found[path] = as_cut(self.model, path, full[:, kept[path].to(full.device)], plan)
+            weight, turned = self._weight(path).data, is_turned(self.model, path)
+            new = (weight.T if turned else weight)[:, kept[path].to(weight.device)]
+            found[path] = as_cut(new, plan, f"{path}.weight", turned)
         return found
 
     def _weight(self, path: str) -> nn.Parameter:

@@ -9,7 +9,7 @@ Source: of its own (see ``shearfx.gating.stand_ins``); LoRAShear has no such ste
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.adapters import base_name
-from shearfx.compensation import RIDGE, base_layer
+from shearfx.compensation import RIDGE, as_cut, base_layer
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.gating.moments import second_moments
@@ -118,20 +118,38 @@ class StandingIn:
             small: what the plan made of the live model or its base between periods, adapters :meth:`folded`.
         """
         own = dict(small.named_parameters(remove_duplicate=False))
+        for path, one, name in self._named(own):
+            base: Any = base_layer(self.sites[path].module)
+            turned = isinstance(base, Conv1D)
+            change = as_cut(_stood_in(base, one), plan, name, turned)
+            target = own[name].data
+            target.copy_(target.double() + change.to(target.device))
+
+    @torch.no_grad()
+    def fits(self, plan: PruningPlan) -> dict[str, Tensor]:
+        """By path of each layer: its weight after the cut, on the CPU, with what stands in for the missing inputs.
+
+        Args:
+            plan: of what is redundant between periods, adapters :meth:`folded`.
+        """
+        found = {}
+        for path, one, name in self._named(()):
+            base: Any = base_layer(self.sites[path].module)
+            turned = isinstance(base, Conv1D)
+            weight = base.weight.detach()
+            full = weight.T if turned else weight
+            new = full[:, one.kept.to(full.device)].double() + _stood_in(base, one)
+            found[name.removesuffix(".weight")] = as_cut(new.to(weight.dtype), plan, name, turned)
+        return found
+
+    def _named(self, own: Collection[str]) -> Iterator[tuple[str, StandIn, str]]:
+        """Path, stand-in, and the name of the weight: as in ``own``, or else as it is without adapters."""
         for path, (one,) in self.gates.stand_ins.items():
             module = self.sites[path].module
-            base: Any = base_layer(module)
-            live = f"{path}.weight" if base is module else f"{path}.base_layer.weight"
+            live = f"{path}.weight" if base_layer(module) is module else f"{path}.base_layer.weight"
             name = live if live in own else base_name(live)
             assert name is not None
-            turned = isinstance(base, Conv1D)
-            full = base.weight.detach().T if turned else base.weight.detach()
-            change = full[:, one.gone.to(full.device)].double() @ one.factor.to(full.device).double()
-            rows = plan.kept.get(name, {}).get(1 if turned else 0)
-            if rows is not None:
-                change = change[rows.to(change.device)]
-            target = own[name].data.T if turned else own[name].data
-            target.copy_(target.double() + change.to(target.device))
+            yield path, one, name
 
     def state_dict(self) -> dict[str, Any]:
         """Every stand-in, by place."""
@@ -146,3 +164,10 @@ def _call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _stood_in(base: Any, one: StandIn) -> Tensor:
+    """What a layer does with the missing inputs' stand-ins, as a weight of the kept ones: float64 ``[out, kept]``."""
+    weight = base.weight.detach()
+    full = weight.T if isinstance(base, Conv1D) else weight
+    return full[:, one.gone.to(full.device)].double() @ one.factor.to(full.device).double()  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithm 4.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from shearfx.graph import Graph
 from shearfx.low_rank import LowRank, adapters_of
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Redundant
+from shearfx.optim.scoring import ACCUMULATED
+from shearfx.optim.standing_in import StandingIn
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
@@ -22,9 +25,20 @@ from shearfx.training import Loop, Mixture
 from shearfx.training.losses import Teacher
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What progressive pruning found."""
+
+    redundant: Redundant
+    learnt: dict[str, LowRank]
+    """What adapters learnt, beside the weights."""
+    stand_ins: StandingIn | None
+    """What stands in for what is redundant where it was read."""
+
+
 def prune_progressively(
     study: Study, graph: Graph, model: nn.Module, tied: list[Tied], amount: int, steps: int, folder: RunDirectory
-) -> tuple[Redundant, dict[str, LowRank]]:
+) -> Outcome:
     """Train adapters on a model while structures fade to zero; the model is left without them.
 
     Args:
@@ -35,12 +49,13 @@ def prune_progressively(
         amount: parameters to go.
         steps: optimiser steps, warm-up and periods together.
         folder: of the run; a checkpoint in it is gone on with, a finished one read.
-
-    Returns:
-        What is redundant, and what the adapters learnt.
     """
     config = study.config
     warmup = round(config.warmup * steps)
+    windows = config.scoring_windows
+    # what training itself brings needs no data of its own
+    scoring = None if config.saliency in ACCUMULATED else study.batches(windows, config.seed + 2)
+    fitting = [{"input_ids": ids} for ids in study.batches(windows, config.seed + 3)] if config.compensation else None
     with adapting(config, model) as wrapped:
         optimizer = LHSPG(
             graph, wrapped, target=amount, warmup=warmup, periods=config.periods,
@@ -48,7 +63,7 @@ def prune_progressively(
             half_space_eps=config.half_space_eps, penalty=config.penalty, strength=config.strength,
             carrier=config.carrier, merge="period" if config.merge == "period" else "never", lr=config.lr,
             weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
-            seed=config.seed,
+            data=scoring, compensate=fitting, seed=config.seed,
         )  # fmt: skip
         teacher = _inner_teacher(wrapped, optimizer) if config.distill > 0 else None
         mixture = Mixture([*study.train["pretrain"], *study.train["instruct"]], config.batch_size, seed=config.seed)
@@ -67,7 +82,7 @@ def prune_progressively(
         optimizer.detach()
         for entry in optimizer.history:
             folder.log("period", **entry)
-        return optimizer.redundant, adapters_of(wrapped)
+        return Outcome(optimizer.redundant, adapters_of(wrapped), optimizer.stand_ins)
 
 
 def _inner_teacher(wrapped: Any, optimizer: LHSPG) -> Teacher:

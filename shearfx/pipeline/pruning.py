@@ -33,10 +33,10 @@ from shearfx.training.state_files import read_state, write_state
 
 @dataclass(frozen=True)
 class Faded:
-    """What progressive pruning left."""
+    """What to cut from after progressive pruning."""
 
     model: nn.Module | None
-    """The weights to cut from, where LHSPG changed them; None: those of the full model."""
+    """The weights, where LHSPG changed them; None: those of the full model."""
     learnt: dict[str, LowRank]
     """What adapters learnt beside them."""
 
@@ -89,10 +89,8 @@ class Pruning:
         shutil.rmtree(self._fits, ignore_errors=True)
 
     def fits(self) -> dict[str, Tensor]:
-        """Weights of the layers that read what goes at once, where they are refitted; by path, as cut."""
-        if self.config.prune_share or not self.config.compensation:
-            return {}
-        found: dict[str, Tensor] = read_state(self._fits)
+        """Weights of the layers that read what goes, where they are refitted; by path, as cut."""
+        found: dict[str, Tensor] = read_state(self._fits) if self.config.compensation else {}
         return found
 
     @property
@@ -180,9 +178,11 @@ class Pruning:
         mutates = self.config.carrier == "weights" or self.config.merge == "period"
         held, graph = self.subject.held, self.subject.graph
         model = held.take_work() if mutates else held.work
-        redundant, learnt = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
-        self._faded = Faded(model if mutates else None, learnt)
-        return redundant
+        found = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
+        self._faded = Faded(model if mutates else None, found.learnt)
+        if found.stand_ins is not None:
+            write_state(self._fits, found.stand_ins.fits(self._plan_of(found.redundant)))
+        return found.redundant
 
 
 def _call(model: nn.Module, ids: Tensor) -> Any:

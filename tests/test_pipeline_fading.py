@@ -1,0 +1,56 @@
+"""What a run cuts after LHSPG computes what the gated model computed, with what stands in for what faded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+import shearfx
+from shearfx.errors import PlanError
+from shearfx.optim import LHSPG
+from tests.tiny_runs import Runs, write_model, write_text
+
+IDS = torch.arange(48).reshape(3, 16) % 200
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("fading")
+    return Runs(write_model(folder / "model"), write_text(folder / "text.txt"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"compensation": True, "saliency": "compensated_fisher", "distill": 0.5},
+        {"compensation": False, "saliency": "fisher"},
+    ],
+    ids=lambda more: ", ".join(f"{k} {v}" for k, v in more.items()),
+)
+def test_the_cut_model_computes_what_the_gated_one_did(runs: Runs, tmp_path: Path, more: dict[str, Any]) -> None:
+    gated: list[Tensor] = []
+    detach = LHSPG.detach
+
+    def watched(self: LHSPG) -> None:
+        if self.gates.attached and not self.model.training:
+            with torch.no_grad():
+                gated.append(self.model(input_ids=IDS).logits)
+        detach(self)
+
+    with patch.object(LHSPG, "detach", watched):
+        sheared = runs(tmp_path / "run", prune_share=0.5, periods=2, tokens=10 * 2 * 32, **more)
+    assert sheared.plan.achieved > 0.1
+    cut = shearfx.load(tmp_path / "run" / "cut")
+    with torch.no_grad():
+        found = cut(input_ids=IDS).logits
+    torch.testing.assert_close(found, gated[0], rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_weights_that_fade_are_not_refitted(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="refitted"):
+        runs(tmp_path / "run", prune_share=0.5, carrier="weights", compensation=True)
