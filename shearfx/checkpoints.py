@@ -255,6 +255,10 @@ def load(
     elif (folder / CONFIG).is_file():
         small = _built(folder, folder / CONFIG)
     elif (folder / ORIGINAL).is_file():
+        if _adapters_in(folder) and not adapters.is_wrapped(plan):
+            what = "the adapter in the folder was not cut with the model in it: the plan knows of none"
+            todo = "move it elsewhere, then PeftModel.from_pretrained(shearfx.load(folder), adapter)"
+            raise CheckpointError(message(what, where=str(folder / "adapter"), todo=todo))
         small = cut_hollow(_built(folder, folder / ORIGINAL, plan), plan)
     else:
         todo = f"give the full-size model: shearfx.load(path, model=...), a {plan.model}"

@@ -19,7 +19,7 @@ from shearfx.inference import device_of
 from shearfx.pretrained import download, read_folder, read_gguf, read_tokenizer
 from shearfx.tracing import by_name
 
-__all__ = ["LoadedModel", "check_has_original", "load_model", "load_result"]
+__all__ = ["LoadedModel", "check_has_original", "device_named", "load_model", "load_result"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def load_model(
         ShearError: ``dtype`` or ``device`` is none.
     """
     torch_dtype = _dtype(dtype)
-    torch_device = _device(device)
+    torch_device = device_named(device)
     path = Path(spec).expanduser()
     if not path.exists():
         if is_factory_spec(spec):
@@ -167,7 +167,12 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     )
 
 
-def _device(device: torch.device | str) -> torch.device:
+def device_named(device: torch.device | str) -> torch.device:
+    """A device that is there, or ``meta``.
+
+    Raises:
+        ShearError: it is not.
+    """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

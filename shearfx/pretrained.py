@@ -61,6 +61,8 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None, device: torch.device
     Raises:
         CheckpointError: a file is missing, damaged, pickled or quantised, or wants code of its own to be run.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise _adapter(folder)
     if not (folder / "config.json").is_file():
         return _folder_without_config(folder, dtype, device)
     check_config(folder / "config.json")
@@ -136,6 +138,17 @@ def read_gguf(path: Path, *, dtype: torch.dtype | None, device: torch.device) ->
     return model.eval(), _tokenizer(path.parent, gguf_file=path.name)
 
 
+def _adapter(folder: Path) -> CheckpointError:
+    """Transformers would put it on the base that it names, or on the model beside it, whether it fits or not."""
+    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    beside = " beside the model" if (folder / "config.json").is_file() else ", and no model"
+    what = f"the folder holds an adapter{beside}; its base is {base!r}"
+    todo = (
+        f"merge it first, `PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload()`, or pass that PeftModel"
+    )
+    return CheckpointError(message(what, where=str(folder), todo=f"{todo} from Python"))
+
+
 def _folder_without_config(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Loaded:
     files = sorted(folder.iterdir())
     gguf = [file for file in files if file.suffix == ".gguf"]
@@ -144,8 +157,6 @@ def _folder_without_config(folder: Path, dtype: torch.dtype | None, device: torc
     todo = "name the folder that save_pretrained wrote"
     if gguf:
         todo = f"name one of its GGUF files: {', '.join(file.name for file in gguf)}"
-    elif (folder / "adapter_config.json").is_file():
-        todo = "it holds an adapter: put it on its base with PEFT in a factory, `package.module:factory`"
     found = ", ".join(file.name for file in files[:6]) or "nothing"
     raise CheckpointError(message("the folder has no config.json", where=f"{folder} (holds {found})", todo=todo))
 

@@ -16,7 +16,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from shearfx.errors import CheckpointError, PlanError, TrainingError
+from shearfx.errors import CheckpointError, PlanError, ShearError, TrainingError
 from shearfx.pipeline import Silent
 from shearfx.pipeline.given import given
 from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
@@ -111,6 +111,33 @@ def test_layers_that_the_model_does_not_have_get_no_adapters(runs: Runs, tmp_pat
     assert not (tmp_path / "run" / "stages.json").exists()  # before anything was judged
 
 
+def test_a_folder_with_an_adapter_is_refused_or_merged(runs: Runs, tmp_path: Path) -> None:
+    shutil.copytree(runs.model, tmp_path / "model")
+    adapted().save_pretrained(tmp_path / "adapter")
+    adapted().save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"holds an adapter, and no model; its base is(.|\n)*merge it first"):
+        given(str(tmp_path / "adapter"), None, Silent())
+    with pytest.raises(CheckpointError, match="holds an adapter beside the model"):
+        given(str(tmp_path / "model"), None, Silent())
+
+
+def test_mistakes_of_a_run_are_named_before_it_begins(runs: Runs, tmp_path: Path) -> None:
+    def refused(error: type[Exception], said: str, **more: Any) -> None:
+        with pytest.raises(error, match=said):
+            runs(tmp_path / "run", **more)
+
+    refused(TrainingError, r"windows of 128 tokens, and the model has 64 positions", sequence_length=128, tokens=1024)
+    refused(ShearError, r"no device 'gpu0'", device="gpu0")
+    refused(PlanError, r"tokens: 63 are less than one step takes, 64 \(2 x 1 x 32", tokens=63)
+    refused(PlanError, r"at most [\d,]+ can go(.|\n)*ask for at most 0\.\d+", ratio=0.9)
+    refused(PlanError, r"node groups left whole", gamma=0.6, ratio=0.3)
+    dead = tiny_llama()
+    for layer in dead.model.layers:
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    refused(PlanError, "score alike", model=dead)
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
 # -- the output --------------------------------------------------------------------------------------------
 
 FRESH = """
@@ -133,7 +160,7 @@ def test_an_adapter_that_is_kept_loads_without_shearfx(runs: Runs, tmp_path: Pat
     from safetensors.torch import load_file
 
     more: dict[str, Any] = {"merge": "never", "scope": "uniform", "prune_share": prune_share, "tokens": 12 * 64,
-                            "periods": 2}  # fmt: skip
+                            "periods": 2, "compensation": not prune_share}  # fmt: skip
     run, found = tmp_path / "run", tmp_path / "found.safetensors"
     sheared = runs(run, **more)
     assert isinstance(sheared.model, PeftModel)

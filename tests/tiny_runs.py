@@ -27,7 +27,8 @@ def tiny_llama(**sizes: Any) -> LlamaForCausalLM:
         "vocab_size": 264, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
     }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**(asked | sizes))).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(**(asked | sizes))).eval()
+    return model
 
 
 def write_model(folder: Path, **sizes: Any) -> Path:

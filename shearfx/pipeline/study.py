@@ -16,7 +16,9 @@ from shearfx.config import ShearConfig
 from shearfx.data import Examples, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
+from shearfx.inference import positions
 from shearfx.low_rank import adapters_of
+from shearfx.models import device_named
 from shearfx.pipeline.adapting import Factors, adapting
 from shearfx.pipeline.held import Held, floating
 from shearfx.pipeline.tellers import Teller
@@ -44,6 +46,10 @@ class Study:
         self.tokenizer, self.config, self.teller = tokenizer, config, teller
         embedding = getattr(model, "get_input_embeddings", lambda: None)()
         self.vocabulary: int | None = getattr(embedding, "num_embeddings", None)
+        longest = positions(model)
+        if longest is not None and config.sequence_length > longest:
+            what = f"windows of {config.sequence_length} tokens, and the model has {longest} positions"
+            raise TrainingError(message(what, where="sequence_length", todo=f"set it to {longest} at most"))
         self.start = time.monotonic()
         self.device = device_for(config.device)
         self.dtype = dtype_of(config.dtype, model, self.device)
@@ -233,10 +239,14 @@ class Study:
 
 
 def device_for(asked: str) -> torch.device:
-    """One GPU where there is one and none is asked for, else the CPU."""
+    """One GPU where there is one and none is asked for, else the CPU.
+
+    Raises:
+        ShearError: there is no such device.
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(asked)
+    return device_named(asked)
 
 
 def dtype_of(asked: str, model: nn.Module, device: torch.device) -> torch.dtype:
