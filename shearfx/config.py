@@ -62,7 +62,7 @@ class ShearConfig:
     """Windows that deviations are measured on."""
 
     # -- Algorithm 4
-    saliency: str = "fisher"
+    saliency: str = "compensated_fisher"
     """Proxy that ranks structures."""
     scoring_windows: int = 32
     """Windows that a proxy looks at, where it looks at data."""
@@ -84,7 +84,7 @@ class ShearConfig:
     """When adapters are merged into the weights: at the end, after each period of LHSPG, or never: then the cut model
     holds nothing but weights of the full one, compensated, and what was learnt, by LHSPG too, lies beside it as one
     PEFT adapter."""
-    cuts: int = 1
+    cuts: int = 3
     """Cuts in which the ratio is reached where structures go at once; each is scored on what the one before left."""
     compensation: bool = True
     """Whether the layers that read what goes are fitted by least squares to what they gave before: at once, or while it
@@ -228,7 +228,7 @@ class ShearConfig:
 
 PAPER: dict[str, Any] = {
     "recipe": "paper", "min_tokens": 64, "gamma": 0.2, "saliency": "combined", "prune_share": 0.5,
-    "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "compensation": False, "distill": 0.0,
+    "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "cuts": 1, "compensation": False, "distill": 0.0,
 }  # fmt: skip
 """What the paper says, or its authors' code; it gives no numbers for gamma, the ratios, periods or steps."""
 
