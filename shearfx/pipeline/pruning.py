@@ -155,6 +155,7 @@ class Pruning:
     ) -> dict[str, Tensor]:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         work, seed = self.subject.held.work, self.config.seed
+        proxy.memory = self.spare() // 2
         return proxy.score(self.subject.graph, work, groups=groups, data=batches, seed=seed, progress=progress)
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:

@@ -40,6 +40,8 @@ class Saliency(ABC):
     unit: ClassVar[Literal["loss", "relative"]]
     """``loss``: scores estimate a change of the loss, so structures of all layers and kinds compare, per unit of
     cost. ``relative``: they order the structures of one group and say nothing across layers and kinds."""
+    memory: int | None = None
+    """Bytes that it may take at a time beside the model and its activations, where it can do with less."""
 
     @abstractmethod
     def score(

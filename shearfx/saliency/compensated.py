@@ -32,7 +32,7 @@ class CompensatedFisher(Fisher):
     Args:
         ridge: share of the mean of the diagonal, as of the compensation.
         memory: bytes that moments may take at a time; beyond them, layers are scored part by part, and the data is
-            read twice for each.
+            read twice for each. At least one layer's are taken.
 
     Source: of its own; the direction is that of the Optimal Brain Surgeon (Hassibi and Stork 1993, equation 5) on
     the inputs of a layer, as in SparseGPT (arXiv 2301.00774), in the measure of Theis et al. 2018 (arXiv 1801.05787).
@@ -40,7 +40,7 @@ class CompensatedFisher(Fisher):
 
     name: ClassVar[str] = "compensated_fisher"
 
-    def __init__(self, ridge: float = 1e-2, memory: int = 4 * 2**30) -> None:
+    def __init__(self, ridge: float = 1e-2, memory: int | None = 4 * 2**30) -> None:
         self.ridge, self.memory = ridge, memory
 
     def score(
@@ -76,7 +76,7 @@ class CompensatedFisher(Fisher):
         for name, group in gates.groups.items():
             if not parts or sizes[name] > left:
                 parts.append([])
-                left = self.memory
+                left = self.memory if self.memory is not None else sum(sizes.values())
             parts[-1].append(group)
             left -= sizes[name]
         return parts
