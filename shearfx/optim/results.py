@@ -83,7 +83,8 @@ class Results:
             kept[group.name] = [i for i in range(group.size) if i not in out]
         options = {"unit": self.unit, "saliency": self.scorer.name}
         plan = of_cuts(self.graph, kept, asked=self.amount / max(self.chooser.total, 1), options=options)
-        return expressed(self.graph, self.model, plan, self.form)
+        with self.detached():  # the class is followed as it is without them
+            return expressed(self.graph, self.model, plan, self.form)
 
     def construct(self, adapter: Adapter = "merge") -> nn.Module:
         """The smaller model of a period that has just ended: it computes what the live one, which stays, computes.

@@ -67,6 +67,8 @@ class StandingIn:
         """
         chosen = [site for site in self.sites.values() if any(group in fading for group, _ in site.where)]
         model = self.gates.model
+        doubled = any(p.dtype == torch.float64 for p in model.parameters())
+        precision = torch.float64 if doubled else torch.float32
         with evaluation(model), second_moments(chosen) as moments:
             for batch in self.batches:
                 _call(model, batch)
@@ -76,7 +78,7 @@ class StandingIn:
                 going |= torch.isin(where, fading.get(group, torch.empty(0, dtype=torch.long)))
                 stays &= ~torch.isin(where, torch.tensor(sorted(redundant.get(group, ())), dtype=torch.long))
             if site.path in moments and going.any() and stays.any():
-                summed = add_up(moments[site.path])
+                summed = add_up(moments[site.path]).to(precision)
                 new = fit(summed, going.nonzero().flatten(), stays.nonzero().flatten(), self.ridge)
                 self.gates.stand_ins.setdefault(site.path, []).append(new)
 
