@@ -264,7 +264,8 @@ print("PEAK", peak(torch.device("cpu")))
 @pytest.mark.slow
 def test_a_run_takes_hardly_more_than_plain_fine_tuning(tmp_path: Path) -> None:
     """Peaks of separate processes: at most 15% more than LoRA on the same model at the same batch."""
-    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 10, "vocab_size": 20_000}
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 10, "vocab_size": 20_000,
+             "max_position_embeddings": 160}  # fmt: skip
     model = write_model(tmp_path / "model", **sizes, initializer_range=0.02)
     text = write_text(tmp_path / "text.txt")
     found = {}

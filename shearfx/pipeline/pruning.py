@@ -28,6 +28,7 @@ from shearfx.refitting import Refitting
 from shearfx.run_directory import RunDirectory
 from shearfx.saliency import Saliency, find
 from shearfx.selection import Tied
+from shearfx.training.losses import causal_loss
 from shearfx.training.state_files import read_state, write_state
 
 
@@ -156,7 +157,9 @@ class Pruning:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         work, seed = self.subject.held.work, self.config.seed
         proxy.memory = self.spare() // 2
-        return proxy.score(self.subject.graph, work, groups=groups, data=batches, seed=seed, progress=progress)
+        return proxy.score(
+            self.subject.graph, work, groups=groups, data=batches, loss=_loss, seed=seed, progress=progress
+        )  # fmt: skip
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
         """With the attributes that the model's class needs for it."""
@@ -188,3 +191,8 @@ class Pruning:
 
 def _call(model: nn.Module, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)
+
+
+def _loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """The same loss as in training, which copies no logits to float32 as a model's own does."""
+    return causal_loss(model, {"input_ids": ids, "labels": ids}, None, 0.0)
