@@ -278,8 +278,11 @@ def _refusal(small: nn.Module, config: PreTrainedConfig, plan: PruningPlan) -> s
     for implementation, arguments in _probes(cut, call):
         if implementation is not None:
             cut, plain = plain_copy(cut), plain_copy(plain)
-            for model in (cut, plain):
-                unwrapped(model).set_attn_implementation(implementation)  # type: ignore[operator]
+            try:
+                for model in (cut, plain):
+                    unwrapped(model).set_attn_implementation(implementation)  # type: ignore[operator]
+            except ValueError:  # some part of the model does not offer it
+                continue
         table: dict[Any, int] = {}
         graphs = [of_traced(capture(model, arguments), table).outputs for model in (cut, plain)]
         if graphs[0] != graphs[1]:

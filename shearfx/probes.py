@@ -116,12 +116,25 @@ def _decode_static(model: Any) -> Callable[..., Any]:
     return _decode(model, cache)
 
 
+def _configs(model: nn.Module) -> list[Any]:
+    """Of a model and its parts, those inside others too."""
+    found: dict[int, Any] = {}
+    left = [getattr(module, "config", None) for module in model.modules()]
+    while left:
+        config = left.pop()
+        if hasattr(config, "sub_configs") and id(config) not in found:
+            found[id(config)] = config
+            left.extend(getattr(config, name, None) for name in config.sub_configs)
+    return list(found.values())
+
+
 @contextlib.contextmanager
 def _attention(model: Any, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    before = model.config._attn_implementation
+    # Parts of a model may have their own: setting the outermost one back would set all alike.
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         try:
             model.set_attn_implementation(name)
@@ -129,7 +142,8 @@ def _attention(model: Any, name: str | None) -> Iterator[None]:
             raise CaptureError(error, (), None) from None
         yield
     finally:
-        model.set_attn_implementation(before)
+        for config, own in before:
+            config._attn_implementation = {"": own}
 
 
 def check_probe(probe: Probe, small: nn.Module, plan: PruningPlan) -> Failure | None:
