@@ -90,6 +90,8 @@ app.command(
         "shearfx shear ./my-llama --ratio 0.2 --pretrain notes.txt --minutes 30 -o run",
         "shearfx shear ./my-llama --pretrain c4.parquet --instruct alpaca.json --gamma auto --set lr=5e-4 -o run",
         "shearfx shear ./my-llama --config run.yaml -o run --resume",
+        "shearfx shear ./my-llama --pretrain notes.txt -o run --set distill=0 --set batch_size=1 --set accumulate=4",
+        "shearfx shear ./my-llama --pretrain notes.txt -o run --set scope=uniform --set merge=never",
     )
 )(shear.shear)
 app.command(
