@@ -1,13 +1,12 @@
 """What LHSPG adds to the time of a LoRA AdamW step, and ``shear`` to the memory of plain LoRA fine-tuning.
 
     python -m benchmarks.lhspg_overhead [--data ../shared] [--models stories260k smollm2] [--parts time memory]
-                                        [--repeats 3] [--period-length N] [--periods 3] [--length 6] [--steps 8]
+                                        [--repeats 3] [--optimisers ...] [--period-length N] [--periods 3] ...
 
-Time: one process, the same batches of 4x256 tokens, PEFT all-linear rank 16, plain AdamW and LHSPG by turns, whole
-steps from the forward pass on, in medians. LHSPG's steps are of four kinds: collecting (warm-up), the first of a period
-(which scores and picks), fading, and the last of a period. ``amortised`` is a period of ``--period-length`` steps
-(default: of :class:`ShearConfig`'s budget, half of it LHSPG's) over as many plain steps. ``CPU`` counts the process's
-own time, which other processes disturb less than the wall clock.
+Time: one process, the same batches of 4x256 tokens, PEFT all-linear rank 16, plain AdamW and LHSPG by turns; whole
+steps from the forward pass on, in medians of LHSPG's over the plain one beside it. A period is a step that scores and
+picks, many that fade and one that ends it; ``amortised`` is one of ``--period-length`` steps (default: that of
+:class:`ShearConfig`'s budget, half of it LHSPG's). ``CPU`` is the process's own time, which others disturb less.
 
 Memory: one process each, from its start to its end, data read and saved alike: peak RSS, or on a GPU
 ``torch.cuda.max_memory_allocated``. Distillation is off. Rows are kept in ``results/lhspg_overhead_rows.json``.
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--parts", nargs="+", choices=("time", "memory"), default=["time", "memory"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--optimisers", nargs="+", choices=list(TIMED), default=list(TIMED))
     parser.add_argument("--period-length", type=int, help="steps that a pick is amortised over")
     parser.add_argument("--periods", type=int, default=3, help="periods that are timed")
     parser.add_argument("--length", type=int, default=6, help="steps of each period that is timed, at least 3")
@@ -80,12 +81,11 @@ def main() -> None:
 
 def process(model: str, what: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Measure in a process of its own."""
-    before = os.getloadavg()[0]
     own = ["--process", model, source_of(model), what]
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.lhspg_overhead", *arguments, *own]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row | {"load": [before, os.getloadavg()[0]]}
+    return row | {"load": os.getloadavg()}
 
 
 def default_length() -> int:
@@ -178,29 +178,33 @@ def timing(options: argparse.Namespace) -> dict[str, Any]:
             )  # fmt: skip
         return training(wrapped, optimizer, text, config, options.length * (1 + options.periods))
 
-    loops = {name: loop_of(name) for name in (PLAIN, *TIMED)}
+    loops = {name: loop_of(name) for name in (PLAIN, *options.optimisers)}
     names = list(loops)
-    times: dict[str, dict[str, dict[str, list[float]]]] = {n: {"wall": {}, "CPU": {}} for n in names}
+    times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "CPU": []} for name in names}
+    kinds = []
     for step in range(options.length * (1 + options.periods)):
         period, within = divmod(step, options.length)
-        kind = "collecting" if not period else {0: "first", options.length - 1: "last"}.get(within, "fading")
+        kinds.append("collecting" if not period else {0: "first", options.length - 1: "last"}.get(within, "fading"))
         for name in names[step % len(names) :] + names[: step % len(names)]:
             start, own = time.perf_counter(), time.process_time()
             next(loops[name])
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            spent = {"wall": time.perf_counter() - start, "CPU": time.process_time() - own}
-            for clock, seconds in spent.items() if step else ():  # the first step of all warms up
-                times[name][clock].setdefault(PLAIN if name == PLAIN else kind, []).append(seconds)
-    return {"times": times, "dtype": str(dtype), "device": device.type, "threads": torch.get_num_threads()}
+            times[name]["wall"].append(time.perf_counter() - start)
+            times[name]["CPU"].append(time.process_time() - own)
+    about = {"threads": torch.get_num_threads(), "dtype": str(dtype), "device": device.type}
+    return about | {"times": times, "kinds": kinds}
 
 
 def shares(row: dict[str, Any], name: str, clock: str, length: int) -> dict[str, float]:
-    """Medians over the median of plain steps; a period of so many steps over as many plain ones."""
-    plain = statistics.median(row["times"][PLAIN][clock][PLAIN])
-    found = {kind: statistics.median(seconds) / plain for kind, seconds in row["times"][name][clock].items()}
+    """Medians of a step over the plain one beside it; a period of so many steps over as many plain ones."""
+    plain, ours = row["times"][PLAIN][clock], row["times"][name][clock]
+    ratios: dict[str, list[float]] = {}
+    for kind, one, other in list(zip(row["kinds"], ours, plain, strict=True))[1:]:  # the first of all warms up
+        ratios.setdefault(kind, []).append(one / other)
+    found = {kind: statistics.median(values) for kind, values in ratios.items()}
     whole = found["first"] + found["last"] + (length - 2) * found["fading"]
-    return found | {"plain": plain, "amortised": whole / length}
+    return found | {"plain": statistics.median(plain[1:]), "amortised": whole / length}
 
 
 # -- memory --------------------------------------------------------------------------------------------
@@ -213,8 +217,7 @@ def memory(what: str, options: argparse.Namespace) -> dict[str, Any]:
     from shearfx.config import ShearConfig
     from shearfx.pipeline.study import device_for
 
-    one = ShearConfig()
-    tokens = options.steps * one.batch_size * one.sequence_length
+    tokens = options.steps * ShearConfig.batch_size * ShearConfig.sequence_length
     spec, config = configured(options, tokens=tokens, **SHEARED.get(what, {}))
     if what == PLAIN:
         fine_tune(spec, config, options.steps)
@@ -224,15 +227,12 @@ def memory(what: str, options: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             shear(spec, out=Path(folder) / "run", config=config)
     on_gpu = device_for(config.device).type == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_rss()
     return {"peak": peak, "device": "cuda" if on_gpu else "cpu", "steps": options.steps}
 
 
 def fine_tune(spec: str, config: Any, steps: int) -> None:
-    """What shear is compared with: load in the dtype of training, read, train adapters by AdamW, save them.
-
-    The loss is shearfx's own, which makes no float32 copy of the logits; with the model's own the peak were higher.
-    """
+    """What shear is compared with: load in the dtype of training, read, train adapters by AdamW, save them."""
     import torch
 
     from shearfx.models import load_model
@@ -248,10 +248,10 @@ def fine_tune(spec: str, config: Any, steps: int) -> None:
         wrapped.save_pretrained(folder)
 
 
-def status(field: str) -> float:
-    """A field of this process's status, in MiB; a peak is this process's own, not that of the one that started it."""
+def peak_rss() -> float:
+    """Of this process in MiB, and not of the one that started it, as ``getrusage`` has it."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -262,15 +262,14 @@ def report(rows: dict[str, dict[str, Any]], length: int) -> None:
     timed, measured = [], []
     for model in MODELS:
         same = [r for r in rows.values() if r["model"] == model and r["what"] == "time"]
-        for name in TIMED if same else ():
-            for clock in ("wall", "CPU"):
-                found = [shares(row, name, clock, length) for row in same]
+        for name, clock in itertools.product(TIMED, ("wall", "CPU")):
+            if found := [shares(row, name, clock, length) for row in same if name in row["times"]]:
                 middle = {kind: statistics.median(one[kind] for one in found) for kind in found[0]}
                 repeats = ", ".join(f"{one['amortised']:.3g}" for one in found)
                 timed.append(
                     {"model": f"{model}, {same[0]['dtype'].removeprefix('torch.')}, {same[0]['device']}",
                      "optimiser": name, "clock": clock, **middle, "of repeats": repeats,
-                     "load": ", ".join(f"{row['load'][1]:.1f}" for row in same)}
+                     "load": ", ".join(f"{row['load'][2]:.1f}" for row in same)}
                 )  # fmt: skip
         plain = [r["peak"] for r in rows.values() if r["model"] == model and r["what"] == PLAIN]
         for what in (PLAIN, *SHEARED):
@@ -284,12 +283,12 @@ def report(rows: dict[str, dict[str, Any]], length: int) -> None:
                 )  # fmt: skip
     text = (
         "## Time of a step\n\n"
-        "`plain`: the median of LoRA AdamW steps in seconds; the others are medians over that, of steps taken by turns "
-        "in one process: while only collecting, the first of a period, fading, the last of a period. 4x256 tokens, "
-        f"PEFT all-linear rank 16. `amortised`: a period of {length} steps. `load`: when each repeat ended.\n\n"
+        "`plain`: the median of LoRA AdamW steps in seconds. The others are medians of LHSPG's steps over the "
+        "plain one beside each: while only collecting, the first of a period, fading, the last of a period. 4x256 "
+        f"tokens, PEFT all-linear rank 16. `amortised`: a period of {length} steps. `load`: of 15 minutes.\n\n"
         + record.table(timed, TIME)
-        + "\n\n## Peak memory\n\nWhole processes, distillation off, 4x256 tokens.\n\n"
-        + record.table(measured, MEMORY)
+        + "\n\n## Peak memory\n\nWhole processes, distillation off, 4x256 tokens; plain fine-tuning "
+        "has shearfx's thrifty loss, too.\n\n" + record.table(measured, MEMORY)
     )
     record.keep("lhspg_overhead", "What LHSPG costs", text, list(rows.values()))
 
