@@ -104,7 +104,7 @@ def test_a_merged_adapter_is_refused() -> None:
 
 def test_the_papers_form_runs_and_can_be_changed() -> None:
     model = fresh("llama", {"lora_dropout": 0.1}, torch.float64)
-    opt = LHSPG.paper(traced("llama")[1], model, tied=tied("llama"), target=0.3, lr=0.01, **SHORT)
+    opt = LHSPG.paper(traced("llama")[1], model, tied=tied("llama"), form="fx", target=0.3, lr=0.01, **SHORT)
     assert opt.ranking == "loss" and opt.unit == "structures" and opt.merge == "period"
     train("llama", model, opt, 5)
     assert sum(map(len, opt.zeros.values())) == round(0.3 * sum(t.groups[0].size for t in tied("llama")))
@@ -254,7 +254,9 @@ def test_trained_parameters_that_gates_would_scale_fade_as_weights(name: str, ki
              if g.certificate == "exact" and (kind in g.kind or (kind not in kinds and g.size > 8))][:2]  # fmt: skip
     assert found
     scores = {g.name: torch.rand(g.size) for t in found for g in t.groups}
-    options: dict[str, Any] = {"tied": found, "target": 6, "unit": "structures", "scores": scores, "lr": 1e-3, **SHORT}
+    options: dict[str, Any] = {
+        "tied": found, "form": "fx", "target": 6, "unit": "structures", "scores": scores, "lr": 1e-3, **SHORT
+    }  # fmt: skip
     with pytest.raises(PlanError, match='carrier="weights"'):
         LHSPG(graph, model.requires_grad_(True), **options)
 
