@@ -119,7 +119,7 @@ def _decode_static(model: Any) -> Callable[..., Any]:
 def _configs(model: nn.Module) -> list[Any]:
     """Of a model and its parts, those inside others too."""
     found: dict[int, Any] = {}
-    left = [getattr(module, "config", None) for module in model.modules()]
+    left: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     while left:
         config = left.pop()
         if hasattr(config, "sub_configs") and id(config) not in found:

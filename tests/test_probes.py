@@ -14,7 +14,7 @@ from tests import zoo
 
 def implementations(model: nn.Module) -> dict[str, Any]:
     """Of every part that has a configuration."""
-    parts = {name: getattr(module, "config", None) for name, module in model.named_modules()}
+    parts: dict[str, Any] = {name: getattr(module, "config", None) for name, module in model.named_modules()}
     return {name: c._attn_implementation for name, c in parts.items() if hasattr(c, "sub_configs")}
 
 
