@@ -5,8 +5,9 @@
 
 Every method gets the same number of training tokens in all (LHSPG's own included), the same structures to choose from
 and the same windows. ``cut`` is the model right after the cut, before recovery; ``LHSPG's choice`` cuts at once what
-LHSPG chose in the row before it. ``minutes`` is what it took to choose, cut and train, on a machine that may do other
-things too. Rows are kept one by one in ``results/fading_rows.json``; what is there is not run again.
+LHSPG chose for the same budget. What is cut without training is cut once for all budgets. ``minutes`` is what it took
+to choose, cut and train, on a machine that may do other things too. Rows are kept one by one in
+``results/fading_rows.json``; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import copy
 import itertools
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -40,7 +42,11 @@ ROWS = record.RESULTS / "fading_rows.json"
 PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0, "saliency": "fisher", "cuts": 1}
 BOTH = PLAIN | {"compensation": True, "distill": 0.5}
 FADED = PLAIN | {"prune_share": 0.5}
-CHOICE = "at once, LHSPG's choice"
+CHOICES = {
+    "at once, LHSPG's choice": "LHSPG, 5 periods",
+    "at once, compensated LHSPG's choice": "LHSPG, 5 periods, compensated, distilled",
+}
+"""Methods that cut at once what another one chose."""
 METHODS: dict[str, dict[str, Any]] = {
     "at once": PLAIN,
     "at once, compensated": PLAIN | {"compensation": True},
@@ -50,7 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
     "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},
     "LHSPG, 5 periods": FADED,
-    CHOICE: PLAIN,
+    "at once, LHSPG's choice": PLAIN,
+    "at once, compensated LHSPG's choice": PLAIN,
     "LHSPG, 1 period": FADED | {"periods": 1},
     "LHSPG, 5 periods, distilled": FADED | {"distill": 0.5},
     "LHSPG, 5 periods, compensated, distilled": FADED | {"compensation": True, "distill": 0.5},
@@ -76,8 +83,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     todo = [
         (key, what)
-        for what in itertools.product(options.ratios, options.tokens, options.seeds, options.methods)
-        if (key := " | ".join(map(str, (options.model, *what)))) not in rows
+        for seed, ratio, *rest in itertools.product(options.seeds, options.ratios, options.tokens, options.methods)
+        if (key := " | ".join(map(str, (options.model, *(what := (ratio, rest[0], seed, rest[1])))))) not in rows
     ]
     if todo:
         bench = Bench(options.model, options.data)
@@ -124,30 +131,44 @@ class Bench:
         self.judge: Examples = packed.take(range(min(48, len(packed))))
         self.dense = losses_of(self.loaded.module, [self.judge])[self.judge.name]
         self.known: Any = None
-        self.chosen: tuple[tuple[float, int, int], str] | None = None
-        """What LHSPG chose last: the row's setting, and the plan."""
+        self.fewer = {} if small else {"scoring_windows": 16}
+        self.chosen: dict[tuple[float, int, int, str], str] = {}
+        """The plans of LHSPG, by the row's setting."""
+        self.cuts: dict[tuple[float, int, str], tuple[Path, dict[str, float]]] = {}
+        """What was cut without training: the run's folder, and what it took."""
+        self.kept = tempfile.TemporaryDirectory()
 
     def run(self, ratio: float, tokens: int, seed: int, method: str) -> dict[str, Any]:
         """One row: losses on the judge's text, in nats a token."""
-        if method == CHOICE and (self.chosen is None or self.chosen[0] != (ratio, tokens, seed)):
-            self.run(ratio, tokens, seed, "LHSPG, 5 periods")
+        chooser = CHOICES.get(method)
+        if chooser is not None and (ratio, tokens, seed, chooser) not in self.chosen:
+            self.run(ratio, tokens, seed, chooser)
         timing = Timing()
         config = ShearConfig.of_mapping(
             {"ratio": ratio, "tokens": tokens, "seed": seed, "pretrain": (str(self.train),), "max_tokens": 400_000}
-            | self.options | METHODS[method]
+            | self.options | self.fewer | METHODS[method]
         )  # fmt: skip
         loaded = copy.copy(self.loaded)
         object.__setattr__(loaded, "module", copy.deepcopy(self.loaded.module))
         with tempfile.TemporaryDirectory() as folder:
             run = RunDirectory(Path(folder) / "run", self.model, config, resume=False)
             run.finish("speed", {})  # not what is asked here
-            if method == CHOICE and self.chosen is not None:
-                run.write("plan.json", self.chosen[1])
+            once = (ratio, seed, method)
+            if chooser is not None:
+                run.write("plan.json", self.chosen[ratio, tokens, seed, chooser])
                 run.finish("prune", {})
+            elif once in self.cuts:
+                folder_before, timing.seconds = self.cuts[once][0], dict(self.cuts[once][1])
+                self._go_on(run, folder_before)
             shearing = Shearing(loaded, config, run, timing, self.known)
             sheared = shearing.run()
-            if method == "LHSPG, 5 periods":
-                self.chosen = ((ratio, tokens, seed), sheared.plan.to_json())
+            if method in CHOICES.values():
+                self.chosen[ratio, tokens, seed, method] = sheared.plan.to_json()
+            elif chooser is None and config.prune_share == 0 and once not in self.cuts:
+                before = {name: t for name, t in timing.seconds.items() if not name.startswith("dynamic recovery")}
+                kept = Path(self.kept.name) / str(len(self.cuts))
+                shutil.copytree(run.path, kept)
+                self.cuts[once] = kept, before
             self.known = (shearing.graph, shearing.tied)
             from shearfx.checkpoints import load
 
@@ -157,6 +178,14 @@ class Bench:
             "cut": cut, "recovered": losses_of(sheared.model, [self.judge])[self.judge.name],
             "achieved": sheared.plan.achieved, "seconds": timing.seconds, "torch": torch.__version__,
         }  # fmt: skip
+
+    def _go_on(self, run: RunDirectory, before: Path) -> None:
+        """Up to the cut as an earlier run of the same setting did it."""
+        shutil.copytree(before / "cut", run.path / "cut")
+        run.write("plan.json", (before / "plan.json").read_text(encoding="utf-8"))
+        records = json.loads((before / "stages.json").read_text(encoding="utf-8"))
+        for stage in ("memory", "dense", "prune", "cut"):
+            run.finish(stage, records[stage])
 
 
 def report(rows: dict[str, dict[str, Any]]) -> None:
