@@ -5,9 +5,9 @@
 
 Every method gets the same number of training tokens in all (LHSPG's own included), the same structures to choose from
 and the same windows. ``cut`` is the model right after the cut, before recovery; ``LHSPG's choice`` cuts at once what
-LHSPG chose for the same budget. What is cut without training is cut once for all budgets. ``minutes`` is what it took
-to choose, cut and train, on a machine that may do other things too. Rows are kept one by one in
-``results/fading_rows.json``; what is there is not run again.
+LHSPG chose for the same budget. What is cut without training is cut once for all budgets. ``minutes`` is the
+processor time that choosing, cutting and training took: with one thread, the wall clock of an idle machine. Rows are
+kept one by one in ``results/fading_rows.json``; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 class Timing(Silent):
-    """Adds up the time of each step of a run."""
+    """Adds up the processor time of each step of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -104,10 +104,10 @@ class Timing(Silent):
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Progress]:
         """A step begins."""
-        start = time.monotonic()
+        start = time.process_time()
         yield lambda done, total: None
         name = what.partition(" (")[0]
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
 
 
 NOT_COUNTED = ("reading", "judging", "measuring what a training", "tracing", "finding out", "timing", "solving")
