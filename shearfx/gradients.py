@@ -1,9 +1,11 @@
-"""Gradients for looking at, not for training: nothing of the model is different afterwards, also after an exception."""
+"""Passes over batches for looking at gradients or activations, not for training: nothing of the model is different
+afterwards, also after an exception."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +60,82 @@ def gradients(
             for parameter, required, gradient in before:
                 parameter.requires_grad_(required)
                 parameter.grad = gradient
+
+
+def backward_each(
+    model: nn.Module,
+    data: Iterable[Any],
+    loss: Loss | None,
+    what: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[int]:
+    """One forward and backward pass per batch, to be gone through inside :func:`gradients`.
+
+    Args:
+        model: the model.
+        data: batches, read once.
+        loss: of a batch; by default the model's own.
+        what: the saliency that asks, for errors.
+        progress: called after each batch with how many there were and are in all (0 where that is not known).
+
+    Yields:
+        After each batch: how many there were.
+
+    Raises:
+        PlanError: no batches, or a loss that is no finite scalar with a gradient.
+    """
+    count = 0
+    for batch in data:
+        value = (loss or batch_loss)(model, batch)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise PlanError(message("the loss is no scalar with a gradient", todo="return a scalar from loss(...)"))
+        if not math.isfinite(float(value.detach())):
+            raise PlanError(message(f"the loss of batch {count} is {float(value.detach())}", todo="check the data"))
+        value.reshape(()).backward()
+        count += 1
+        yield count
+        _tell(progress, count, data)
+    _check_any(count, what)
+
+
+def forward_each(
+    model: nn.Module,
+    data: Iterable[Any],
+    loss: Loss | None,
+    what: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """One forward pass per batch in evaluation mode, without gradients, for hooks that look at activations.
+
+    Args: as of :func:`backward_each`; without a loss the model is only called (see :func:`call`).
+
+    Raises:
+        PlanError: no batches.
+    """
+    count = 0
+    with torch.no_grad(), evaluation(model):
+        for batch in data:
+            (loss or call)(model, batch)
+            count += 1
+            _tell(progress, count, data)
+    _check_any(count, what)
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Call a model on a batch: arguments by name, in order (a tuple or list), or one tensor."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _tell(progress: Callable[[int, int], None] | None, count: int, data: Iterable[Any]) -> None:
+    if progress is not None:
+        progress(count, len(data) if isinstance(data, Sized) else 0)
+
+
+def _check_any(count: int, what: str) -> None:
+    if not count:
+        raise PlanError(message(f"the data for saliency {what!r} has no batches", todo="pass at least one batch"))
 
 
 def fed(data: Iterable[Any] | None, what: str) -> Iterable[Any]:

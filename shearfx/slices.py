@@ -52,10 +52,16 @@ class SliceSums:
                 vectors[member.dim] = _along(values, member.dim)
             self._collect(group, self._coordinates(group, member, values, start), vectors[member.dim])
 
-    def take(self) -> dict[str, torch.Tensor]:
-        """The sums by name of group, float64 ``[size]``; counting starts again."""
-        sums, self.sums = self.sums, {name: torch.zeros_like(s) for name, s in self.sums.items()}
-        return sums
+    def take(self, name: str | None = None) -> dict[str, torch.Tensor]:
+        """The sums by name of group, float64 ``[size]``; counting starts again.
+
+        Args:
+            name: of a parameter: only the groups that mention it.
+        """
+        asked = self.sums if name is None else [group for group, _ in self._members[self.names[name]]]
+        taken = {group: self.sums[group] for group in asked}
+        self.sums |= {group: torch.zeros_like(s) for group, s in taken.items()}
+        return taken
 
     def _coordinates(self, group: str, member: Member, values: torch.Tensor, start: int) -> torch.Tensor:
         key = (group, member.name, member.dim)

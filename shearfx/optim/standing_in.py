@@ -23,6 +23,7 @@ from shearfx.gating.gates import Gates
 from shearfx.gating.moments import second_moments
 from shearfx.gating.sites import GateSite
 from shearfx.gating.stand_ins import StandIn, fit
+from shearfx.gradients import call
 from shearfx.low_rank import LowRank
 from shearfx.optim.ranks import add_up
 from shearfx.pruning_plan import PruningPlan
@@ -71,7 +72,7 @@ class StandingIn:
         precision = torch.float64 if doubled else torch.float32
         with evaluation(model), second_moments(chosen) as moments:
             for batch in self.batches:
-                _call(model, batch)
+                call(model, batch)
         for site in chosen:
             going, stays = torch.zeros(site.size, dtype=torch.bool), torch.ones(site.size, dtype=torch.bool)
             for group, where in site.where:
@@ -160,12 +161,6 @@ class StandingIn:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with them."""
         self.gates.stand_ins = {path: [StandIn.of_state(one) for one in ones] for path, ones in state.items()}
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def _stood_in(base: Any, one: StandIn) -> Tensor:

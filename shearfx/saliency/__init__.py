@@ -5,6 +5,7 @@ from shearfx.saliency.combined import Combined
 from shearfx.saliency.compensated import CompensatedFisher
 from shearfx.saliency.fisher import Fisher
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
+from shearfx.saliency.llm_pruner import LlmPrunerElement1, LlmPrunerElement2, LlmPrunerVector1, LlmPrunerVector2
 from shearfx.saliency.plain import Magnitude, Random
 from shearfx.saliency.taylor import Taylor
 
@@ -13,6 +14,10 @@ __all__ = [
     "Combined",
     "CompensatedFisher",
     "Fisher",
+    "LlmPrunerElement1",
+    "LlmPrunerElement2",
+    "LlmPrunerVector1",
+    "LlmPrunerVector2",
     "LoraAverageMagnitude",
     "LoraCosine",
     "LoraMagnitude",

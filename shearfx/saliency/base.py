@@ -123,3 +123,8 @@ def weights_of(model: nn.Module | None, sums: SliceSums, what: str) -> Mapping[s
                 )
             )
     return found
+
+
+def of_part(progress: Progress, part: int, parts: int) -> Progress:
+    """What tells of one part of the work as a share of all, where each part goes through the same batches."""
+    return lambda done, of: progress(part * of + done, parts * of)

@@ -15,7 +15,7 @@ from shearfx.gating.residuals import ResidualCollector, projections
 from shearfx.gating.sites import GateSite
 from shearfx.gradients import Loss, fed
 from shearfx.graph import Graph, Group
-from shearfx.saliency.base import Progress, Scores, register
+from shearfx.saliency.base import Progress, Scores, of_part, register
 from shearfx.saliency.fisher import Fisher, sizes_of
 from shearfx.tracing import evaluation
 
@@ -61,7 +61,7 @@ class CompensatedFisher(Fisher):
         scores: Scores = {}
         parts = self._parts(Gates(graph, model, graph.groups if groups is None else groups))
         for done, part in enumerate(parts):
-            tell = progress and _of_part(progress, done, len(parts), len(batches))
+            tell = progress and of_part(progress, done, len(parts))
             scores |= super().score(graph, model, groups=part, data=batches, loss=loss, seed=seed, progress=tell)
         return scores
 
@@ -90,7 +90,3 @@ class CompensatedFisher(Fisher):
 
 def _linear(gates: Gates) -> list[GateSite]:
     return [site for site in gates.places.sites if site.side == "in" and site.axis == -1]
-
-
-def _of_part(progress: Progress, part: int, parts: int, batches: int) -> Progress:
-    return lambda done, of: progress(part * batches + done, parts * batches)

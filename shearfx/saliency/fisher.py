@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from torch.utils import _pytree as pytree
 from shearfx.errors import PlanError, message
 from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
-from shearfx.gradients import Loss, batch_loss, fed, gradients
+from shearfx.gradients import Loss, backward_each, batch_loss, fed, gradients
 from shearfx.graph import Graph, Group
 from shearfx.saliency.base import Progress, Saliency, Scores, register
 
@@ -83,22 +82,10 @@ class Fisher(Saliency):
         batches = fed(data, self.name)
         gates = Gates(graph, model, graph.groups if groups is None else groups)
         check_seen(gates, self.name)
-        count = 0
         seen = self._collector(gates, model, batches, loss or batch_loss)
         with gates, collecting(gates, model, seen) as collector, gradients(model, {}, lambda *_: None):
-            for batch in batches:
-                value = (loss or batch_loss)(model, batch)
-                if not math.isfinite(float(value.detach())):
-                    raise PlanError(
-                        message(f"the loss of batch {count} is {float(value.detach())}", todo="check the data")
-                    )
-                value.backward()
+            for _ in backward_each(model, batches, loss, self.name, progress):
                 collector.flush()
-                count += 1
-                if progress is not None:
-                    progress(count, len(data) if hasattr(data, "__len__") else 0)  # type: ignore[arg-type]
-        if not count:
-            raise PlanError(message(f"the data for saliency {self.name!r} has no batches", todo="pass at least one"))
         return {name: value / max(collector.sequences, 1) for name, value in collector.square.items()}
 
     def _collector(self, gates: Gates, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Collector:
