@@ -12,7 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Beside each other, as under pytest-xdist, many threads a process only get in each other's way.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, os.cpu_count() or 1))
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, os.cpu_count() or 1))
 
 _SLOW_START = [HealthCheck.too_slow, HealthCheck.data_too_large]  # building and exporting models takes its time
 settings.register_profile("dev", deadline=None, suppress_health_check=_SLOW_START)
