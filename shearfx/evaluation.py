@@ -6,7 +6,6 @@ Every result carries what is needed to read it: window length, tokens, tokenizer
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
-from shearfx.inference import device_of, dtype_name, evaluating, logits_of, positions
+from shearfx.inference import bos_of, device_of, dtype_name, evaluating, logits_of, positions, tokenizer_name
 from shearfx.speed import Speed, generation_speed
 
 __all__ = ["ParameterCount", "Perplexity", "Speed", "generation_speed", "parameter_count", "perplexity"]
@@ -92,7 +91,7 @@ def perplexity(
     """
     tokenizer = _required(tokenizer)
     length = _window_length(model, sequence_length)
-    bos = _bos(tokenizer)
+    bos = bos_of(tokenizer)
     step = length - len(bos) if stride is None else stride
     if not 1 <= step <= length - len(bos) or batch_size < 1:
         raise ShearError(
@@ -132,7 +131,7 @@ def perplexity(
         stride=step,
         documents=len(encoded),
         bos=bool(bos),
-        tokenizer=_tokenizer_name(tokenizer),
+        tokenizer=tokenizer_name(tokenizer),
         dtype=dtype_name(model),
     )
 
@@ -151,12 +150,6 @@ def _window_length(model: nn.Module, asked: int | None) -> int:
         what = f"sequence_length {length} is out of range"
         raise ShearError(message(what, where=type(model).__name__, todo=f"use 2 to {limit or 'any number of'} tokens"))
     return length
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the beginning-of-sequence id in a list if the tokenizer itself puts it before text, else nothing."""
-    bos = tokenizer.bos_token_id
-    return [bos] if isinstance(bos, int) and list(tokenizer("a").input_ids)[:1] == [bos] else []
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, documents: list[str], max_tokens: int | None) -> list[list[int]]:
@@ -208,8 +201,3 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> float:
     for rows, ids in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
         total += F.cross_entropy(rows.float(), ids, reduction="none").double().sum().cpu()
     return float(total)
-
-
-def _tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Name the tokenizer by its folder or hub id and its size; its class alone says little."""
-    return f"{Path(tokenizer.name_or_path or type(tokenizer).__name__).name} tokenizer of {len(tokenizer)}"

@@ -3,14 +3,16 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
 
-__all__ = ["device_of", "dtype_name", "evaluating", "logits_of", "positions"]
+__all__ = ["bos_of", "device_of", "dtype_name", "evaluating", "logits_of", "positions", "tokenizer_name"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -47,15 +49,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the beginning-of-sequence id in a list if the tokenizer itself puts it before text, else nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if isinstance(bos, int) and list(tokenizer("a").input_ids)[:1] == [bos] else []
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name the tokenizer by its folder or hub id and its size; its class alone says little."""
+    return f"{Path(tokenizer.name_or_path or type(tokenizer).__name__).name} tokenizer of {len(tokenizer)}"
+
+
+def logits_of(model: nn.Module, ids: Tensor, last: int | None = None) -> Tensor:
     """Call ``model`` on int64 token ids ``[batch, tokens]`` and return its logits ``[batch, tokens, vocabulary]``.
 
+    With ``last``, only those of the last positions: a model that takes ``logits_to_keep`` works out no others.
     The logits are the output's ``logits`` (attribute or key), else the output itself or its first tensor.
 
     Raises:
         ShearError: the call fails, or its output has another shape.
     """
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    known = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    tokens = ids.shape[1] if last is None else last
+    if tokens < ids.shape[1] and "logits_to_keep" in known:
+        options["logits_to_keep"] = tokens
     where = f"{type(model).__name__}, input_ids {list(ids.shape)}"
     try:
         output: Any = model(input_ids=ids, **options)
@@ -66,8 +84,9 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
-    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+    found = logits.shape if isinstance(logits, Tensor) and logits.ndim == 3 else (0, 0)
+    if not isinstance(logits, Tensor) or found[0] != ids.shape[0] or found[1] not in (ids.shape[1], tokens):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         what = f"the model returns {got}, not logits [batch, tokens, vocabulary]"
         raise ShearError(message(what, where=where, todo="evaluate a causal language model"))
-    return logits
+    return logits[:, -tokens:]

@@ -56,16 +56,8 @@ def generation_speed(
     Raises:
         ShearError: the model cannot generate, or a length is out of range.
     """
-    generate = getattr(model, "generate", None)
-    if generate is None:
-        todo = 'measure the model in its original class (construct with form="module")'
-        raise ShearError(message(f"a {type(model).__name__} has no generate()", where="generation_speed", todo=todo))
-    limit = positions(model)
-    if min(prompt_tokens, batch_size, repeats) < 1 or new_tokens < 2 or (limit and prompt_tokens + new_tokens > limit):
-        todo = f"use positive numbers, at least 2 new tokens, and at most {limit or 'any number of'} tokens in all"
-        what = f"{prompt_tokens} + {new_tokens} tokens, batch size {batch_size}, {repeats} repeats: out of range"
-        raise ShearError(message(what, where="generation_speed", todo=todo))
-    ids = _prompt_ids(model, tokenizer, prompt, prompt_tokens).expand(batch_size, -1).to(device_of(model))
+    generate: Any = check_generation(model, prompt_tokens, new_tokens, batch_size, repeats)
+    ids = prompt_ids(model, tokenizer, prompt, prompt_tokens).expand(batch_size, -1).to(device_of(model))
     prefill: list[float] = []
     decode: list[float] = []
     with evaluating(model):
@@ -111,7 +103,27 @@ class _Clock(BaseStreamer):
         pass
 
 
-def _prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, prompt: str | None, length: int) -> Tensor:
+def check_generation(
+    model: nn.Module, prompt_tokens: int, new_tokens: int, batch_size: int = 1, repeats: int = 1
+) -> Callable[..., Any]:
+    """The model's ``generate``.
+
+    Raises:
+        ShearError: there is none, or a length is out of range.
+    """
+    generate: Callable[..., Any] | None = getattr(model, "generate", None)
+    if generate is None:
+        todo = 'measure the model in its original class (construct with form="module")'
+        raise ShearError(message(f"a {type(model).__name__} has no generate()", where="generation", todo=todo))
+    limit = positions(model)
+    if min(prompt_tokens, batch_size, repeats) < 1 or new_tokens < 2 or (limit and prompt_tokens + new_tokens > limit):
+        todo = f"use positive numbers, at least 2 new tokens, and at most {limit or 'any number of'} tokens in all"
+        what = f"{prompt_tokens} + {new_tokens} tokens, batch size {batch_size}, {repeats} repeats: out of range"
+        raise ShearError(message(what, where="generation", todo=todo))
+    return generate
+
+
+def prompt_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, prompt: str | None, length: int) -> Tensor:
     """Return int64 ids ``[1, length]``: the prompt's, repeated or cut, or random ones within the vocabulary."""
     if prompt is None:
         get_embedding: Any = getattr(model, "get_input_embeddings", None)
@@ -137,9 +149,7 @@ def by_turns(
     models: Sequence[nn.Module], rounds: int = 5, progress: Callable[[int, int], None] | None = None
 ) -> list[list[Speed]]:
     """Time models by turns: for each, as many speeds as rounds. Prompts are as long as the positions of all allow."""
-    limit = min((positions(model) or 128 + 24 for model in models), default=0)
-    prompt = min(128, limit - 24) if limit > 48 else max(1, limit // 2)
-    new = min(24, limit - prompt)
+    prompt, new = lengths(models)
     speeds: list[list[Speed]] = [[] for _ in models]
     for done in range(rounds):
         for model, found in zip(models, speeds, strict=True):
@@ -147,3 +157,10 @@ def by_turns(
         if progress is not None:
             progress(done + 1, rounds)
     return speeds
+
+
+def lengths(models: Sequence[nn.Module]) -> tuple[int, int]:
+    """Tokens of a prompt and new ones: 128 and 24, or what the positions of all models allow."""
+    limit = min((positions(model) or 128 + 24 for model in models), default=0)
+    prompt = min(128, limit - 24) if limit > 48 else max(1, limit // 2)
+    return prompt, min(24, limit - prompt)

@@ -265,8 +265,22 @@ def test_eval_agrees_with_the_function(stories: Path, tmp_path: Path) -> None:
     data = data_of("eval", stories, "--text", text, "--sequence-length", 64)
     loaded = load_model(str(stories))
     expected = perplexity(loaded.module, loaded.tokenizer, text.read_text(), sequence_length=64)
-    assert data["perplexity"] == pytest.approx(expected.value)
-    assert (data["tokens"], data["sequence_length"]) == (expected.tokens, 64)
+    (found,) = data["texts"]
+    assert found["perplexity"] == pytest.approx(expected.value)
+    assert (found["tokens"], found["sequence_length"]) == (expected.tokens, 64)
+
+
+def test_eval_answers_tasks_and_times(stories: Path, tmp_path: Path) -> None:
+    task = tmp_path / "cats.jsonl"
+    task.write_text('{"query": "The cat sat on", "choices": [" the mat", " zzz qqq"], "gold": 0}\n' * 3)
+    asked = ("eval", stories, "--tasks", tmp_path, "--limit", 2, "--answers", tmp_path / "answers", "--speed")
+    data = data_of(*asked)
+    (found,) = data["tasks"]
+    assert (found["name"], found["items"], found["available"], found["acc"]) == ("cats", 2, 3, 1.0)
+    assert data["speed"]["decode"] > 0
+    assert data["cost"]["prefill_flops"] > data["cost"]["decode_flops"] > 0
+    assert (tmp_path / "answers").read_text().count("\n") == 2  # whose they are, and one item: both ask the same
+    assert "there is nothing to measure" in refusal_of("eval", stories)
 
 
 def test_taylor_takes_a_text(stories: Path, tmp_path: Path) -> None:
@@ -324,7 +338,7 @@ def test_eval_takes_a_result_of_a_factory(
     asked = ("eval", out, "--text", text, "--sequence-length", 64)
     data = data_of(*asked, "--original", f"{factory}:words")
     expected = perplexity(small, tokenizer, text.read_text(), sequence_length=64)
-    assert data["perplexity"] == pytest.approx(expected.value)
+    assert data["texts"][0]["perplexity"] == pytest.approx(expected.value)
     assert data["parameters"] == sum(p.numel() for p in small.parameters())
     assert "--original MODEL" in refusal_of(*asked)
 

@@ -23,7 +23,7 @@ from shearfx.errors import TrainingError
 from shearfx.models import load_model
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.estimate import MemoryEstimate, estimate
-from shearfx.pipeline.footprint import Allocations, available, bytes_text, peak, reset_peak
+from shearfx.footprint import Allocations, available, bytes_text, peak, reset_peak
 from shearfx.pipeline.held import Held, convert, weight_bytes
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
@@ -238,7 +238,7 @@ PEAK = """
 import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from shearfx.pipeline.footprint import peak
+from shearfx.footprint import peak
 from tests.tiny_runs import options
 from tests.tiny_tokenizers import byte_tokenizer
 what, model, text, out = sys.argv[1:]

@@ -102,7 +102,7 @@ DOING = {
 
 def show_run(console: Console, record: dict[str, Any]) -> None:
     """Print what a run found: before, cut, recovered."""
-    from shearfx.pipeline.footprint import bytes_text
+    from shearfx.footprint import bytes_text
 
     stages = [name for name in ("dense", "cut", "recover") if name in record]
     table = Table(show_edge=False)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from shearfx.config import ShearConfig
+from shearfx.footprint import Allocations, available, bytes_text
 from shearfx.inference import device_of
 from shearfx.pipeline.adapting import adapting
-from shearfx.pipeline.footprint import Allocations, available, bytes_text
 from shearfx.pipeline.held import weight_bytes
 from shearfx.training import Mixture
 from shearfx.training.losses import Teacher, causal_loss

@@ -17,12 +17,12 @@ from torch import nn
 
 from shearfx.config import ShearConfig
 from shearfx.evaluation import parameter_count
+from shearfx.footprint import bytes_text, measured
 from shearfx.graph import Graph
 from shearfx.models import LoadedModel
 from shearfx.pipeline.adapting import adapted, with_adapter, write_adapter
 from shearfx.pipeline.cutting import Cutting, hold_folder, write_folder
 from shearfx.pipeline.estimate import estimate
-from shearfx.pipeline.footprint import bytes_text, measured
 from shearfx.pipeline.held import Held, weight_bytes
 from shearfx.pipeline.out_of_memory import memory_guard, what_to_lower
 from shearfx.pipeline.pruning import Pruning

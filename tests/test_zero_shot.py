@@ -1,0 +1,255 @@
+"""Zero-shot tasks: against one text at a time, against cases by hand, against lm-evaluation-harness, with bad files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shearfx.errors import DataError, ShearError
+from shearfx.inference import logits_of
+from shearfx.models import load_model
+from shearfx.zero_shot import Answer, Task, TaskResult, answers, kept, read_task, read_tasks, zero_shot
+from shearfx.zero_shot.answers import encode
+from shearfx.zero_shot.results import result_of
+from tests.tiny_tokenizers import byte_tokenizer
+
+POSITIONS = 24
+
+
+@pytest.fixture(scope="module")
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 260, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    return model
+
+
+class Counting(nn.Module):
+    """Counts the tokens that a model reads."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.read = model, 0
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        self.read += input_ids.numel()
+        return self.model(input_ids=input_ids, use_cache=False)
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+CHOICES = {"query": "the cat", "choices": [" sat", " ran off"], "gold": 1}
+CONTEXTS = {"contexts": ["he saw me", "he saw it"], "continuation": " run.", "gold": 0}
+WORDS = {"text": "a cat sat on a mat"}
+
+words = st.text(st.sampled_from("ab "), min_size=1, max_size=6).filter(str.strip)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.one_of(st.just(""), words), words), min_size=1, max_size=8),
+    bos=st.booleans(),
+    batch_tokens=st.sampled_from([1, 12, 1000]),
+)
+@settings(max_examples=40)
+def test_many_at_a_time_equal_one_at_a_time(
+    llama: nn.Module, pairs: list[tuple[str, str]], bos: bool, batch_tokens: int
+) -> None:
+    tokenizer = byte_tokenizer(bos=bos)
+    found = dict(answers(llama, tokenizer, pairs, batch_tokens=batch_tokens))
+    assert sorted(found) == list(range(len(pairs)))
+    for number, (context, continuation) in enumerate(pairs):
+        # a byte is a token, so what a text's ids are is plain
+        text = list((context + continuation).encode())
+        first = len(context.rstrip().encode())
+        start = [256] if bos else [] if first else [257]
+        alphabet = dict(zip("ab ", (list(tokenizer(one).input_ids)[-1] for one in "ab "), strict=True))
+        ids = torch.tensor([start + [alphabet[chr(byte)] for byte in text]])
+        first += len(start)
+        logits = logits_of(llama, ids).log_softmax(-1)[0, first - 1 : -1]
+        expected = float(logits.gather(-1, ids[0, first:, None]).detach().sum())
+        assert found[number].log_likelihood == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert found[number].greedy == bool((logits.argmax(-1) == ids[0, first:]).all())
+
+
+def test_what_begins_alike_is_read_once(llama: nn.Module) -> None:
+    counting = Counting(llama)
+    pairs = [("question:", " y"), ("question:", " n"), ("question:", " no"), ("question:", " none")]
+    for _ in answers(counting, byte_tokenizer(), pairs):
+        pass
+    # " y", " n" and " no" are beginnings of what is read for " none", or of each other, up to their last byte
+    assert counting.read == len("question: non")
+
+
+def test_long_contexts_lose_their_beginning(llama: nn.Module) -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    request = encode(tokenizer, "a" * 50, "bb", POSITIONS)
+    assert len(request.read) == POSITIONS
+    assert 256 not in request.read
+    assert encode(tokenizer, "ab ", "b", POSITIONS) == encode(tokenizer, "ab", " b", POSITIONS)
+    with pytest.raises(DataError, match="50 tokens, the model 24 positions"):
+        encode(tokenizer, "a", "b" * 50, POSITIONS)
+    with pytest.raises(DataError, match="no token to begin with"):
+        encode(byte_tokenizer(eos=False), "", "b", None)
+
+
+def test_accuracies_by_hand() -> None:
+    """Scores -2 and -3: the first is likelier, per character (4 and 8 of them) the second."""
+    task = Task("t", (read_one(CHOICES), read_one({**CHOICES, "gold": 0}), read_one(CHOICES)), 5)
+    said = [Answer(-2.0, False), Answer(-3.0, True)]
+    result = result_of(task, [said, said, said])
+    assert result.right == (False, True, False)
+    assert result.right_norm == (True, False, True)  # -2 / len("sat") < -3 / len("ran off")
+    assert [result.acc, result.acc_norm, result.chance] == pytest.approx([1 / 3, 2 / 3, 0.5])
+    # a third of three: sample variance 1/3, over 3 items
+    assert result.acc_stderr == pytest.approx(1 / 3)
+    assert "first 3 of 5 items" in str(result)
+    guessed = result_of(Task("g", (read_one(WORDS),) * 2, 2), [[Answer(-1.0, True)], [Answer(-3.0, False)]])
+    assert guessed.acc_norm is None
+    assert [guessed.acc, guessed.perplexity] == pytest.approx([0.5, math.exp(2)])
+
+
+def read_one(record: dict[str, Any]) -> Any:
+    from shearfx.zero_shot.tasks import _item
+
+    return _item(json.dumps(record), "here")
+
+
+def test_three_forms_of_items(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", CONTEXTS, CONTEXTS)
+    write(tmp_path / "a.jsonl", WORDS)
+    one, other = read_tasks([tmp_path], limit=1)
+    assert (one.name, one.guessed, one.chance, other.name, other.available) == ("a", True, 0.0, "b", 2)
+    assert one.items[0].contexts == ("a cat sat on a",)
+    assert one.items[0].continuations == (" mat",)
+    assert other.items[0].continuations == (" run.", " run.")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no items"),
+        ('{"text": "a b"}\n{"text": "one"}', "line 2"),
+        ('{"query": "a", "choices": ["b"], "gold": 0}', "two or more"),
+        ('{"query": "a", "choices": ["b", "c"], "gold": 2}', "gold is 2"),
+        ('{"query": "a", "choices": ["b", 3], "gold": 0}', "something else than text"),
+        ("{", "no JSON"),
+        ("[1]", "no item of a task"),
+        (f'{json.dumps(WORDS)}\n{json.dumps(CHOICES)}', "chosen, others guessed"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_tasks(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_task(path)
+
+
+def test_folders_that_hold_no_tasks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \*.jsonl"):
+        read_tasks([tmp_path])
+    with pytest.raises(DataError, match="no such file"):
+        read_tasks([tmp_path / "none.jsonl"])
+    file = write(tmp_path / "t.jsonl", WORDS)
+    with pytest.raises(DataError, match="two tasks are called t"):
+        read_tasks([file, tmp_path])
+    with pytest.raises(DataError, match="at least one"):
+        read_task(file, limit=0)
+
+
+def test_answers_that_were_kept_are_not_asked_for_again(llama: nn.Module, tmp_path: Path) -> None:
+    tasks = read_tasks(
+        [write(tmp_path / "a.jsonl", CHOICES, {**CHOICES, "query": "a dog"}), write(tmp_path / "b.jsonl", WORDS)]
+    )
+    file, tokenizer, counting = tmp_path / "answers.jsonl", byte_tokenizer(), Counting(llama)
+    whole = zero_shot(counting, tokenizer, tasks, cache=file)
+    lines = file.read_text().splitlines()
+    assert len(lines) == 4  # whose they are, and three items
+    all_of_it, counting.read = counting.read, 0
+    file.write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])  # killed while it wrote
+    assert zero_shot(counting, tokenizer, tasks, cache=file) == whole
+    assert 0 < counting.read < all_of_it
+    counting.read = 0
+    assert zero_shot(counting, tokenizer, tasks, cache=file) == whole
+    assert counting.read == 0
+    with torch.no_grad():
+        next(llama.parameters())[0, 0] += 1
+    try:
+        with pytest.raises(DataError, match="another model"):
+            zero_shot(counting, tokenizer, tasks, cache=file)
+    finally:
+        with torch.no_grad():
+            next(llama.parameters())[0, 0] -= 1
+    file.write_text("not JSON\n")
+    with pytest.raises(DataError, match="no file of answers"):
+        zero_shot(counting, tokenizer, tasks, cache=file)
+
+
+def test_models_that_cannot_answer(llama: nn.Module) -> None:
+    task = Task("t", (read_one(CHOICES),), 1)
+    with pytest.raises(ShearError, match="no tokenizer"):
+        zero_shot(llama, None, [task])
+    broken = LlamaForCausalLM(LlamaConfig(**{**llama.config.to_dict(), "num_hidden_layers": 1}))  # type: ignore[operator, union-attr]
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    with pytest.raises(ShearError, match="not finite"):
+        zero_shot(broken, byte_tokenizer(), [task])
+
+
+rows = st.lists(st.booleans(), min_size=4, max_size=30)
+
+
+@given(before=rows, other=rows)
+@settings(max_examples=25)
+def test_a_model_keeps_all_of_itself(before: list[bool], other: list[bool]) -> None:
+    tasks, chance = {"a": [True, *before], "b": [True, *other]}, {"a": 0.0, "b": 0.0}
+    same = kept(tasks, tasks, chance, draws=50)
+    assert same.raw == same.above_chance == 1.0
+    assert same.raw_interval == pytest.approx((1.0, 1.0))
+
+
+def test_kept_by_hand() -> None:
+    """Means 0.75 and 0.5 where blind choice has 0.25: two thirds of the score, half of what is above chance."""
+    before, after = {"a": [True, True, True, False]}, {"a": [True, True, False, False]}
+    found = kept(before, after, {"a": 0.25})
+    assert found.raw == pytest.approx(2 / 3)
+    assert found.above_chance == pytest.approx(0.5)
+    assert found.raw_interval[0] <= found.raw <= found.raw_interval[1]
+    with pytest.raises(DataError, match="other items"):
+        kept(before, {"a": [True]}, {"a": 0.25})
+    with pytest.raises(DataError, match="blind choice"):
+        kept(before, after, {"a": 0.75})
+
+
+def test_lm_evaluation_harness_agrees_item_by_item(stories: Path, shared: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install shearfx[lm-eval]")
+    from shearfx.zero_shot.harness import harness_zero_shot
+
+    loaded = load_model(str(stories))
+    tasks = read_tasks([shared / "data" / "mc"], limit=6)
+    ours = zero_shot(loaded.module, loaded.tokenizer, tasks)
+    theirs = harness_zero_shot(loaded.module, loaded.tokenizer, tasks)
+    assert [r.name for r in ours] == [task.name for task in tasks]
+
+    def decided(result: TaskResult) -> Any:
+        return result.name, result.right, result.right_norm, result.acc, result.acc_norm_stderr
+
+    assert list(map(decided, ours)) == list(map(decided, theirs))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.perplexity is None) == (other.perplexity is None)
+        assert (one.perplexity or 0) == pytest.approx(other.perplexity or 0, rel=1e-3)
