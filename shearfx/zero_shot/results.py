@@ -83,10 +83,10 @@ def zero_shot(
         raise ShearError(message("there is no tokenizer to read the tasks with", where="evaluation", todo=todo))
     kept = AnswerFile(cache, model, tokenizer)
     items = {(task.name, item.fingerprint): item for task in tasks for item in task.items}
-    todo = [(key, item) for key, item in items.items() if key not in kept]
-    owners = [(key, choice) for key, item in todo for choice in range(len(item.contexts))]
-    pairs = [pair for _, item in todo for pair in zip(item.contexts, item.continuations, strict=True)]
-    found: dict[tuple[str, str], dict[int, Answer]] = {key: {} for key, _ in todo}
+    missing = [(key, item) for key, item in items.items() if key not in kept]
+    owners = [(key, choice) for key, item in missing for choice in range(len(item.contexts))]
+    pairs = [pair for _, item in missing for pair in zip(item.contexts, item.continuations, strict=True)]
+    found: dict[tuple[str, str], dict[int, Answer]] = {key: {} for key, _ in missing}
     for index, answer in answers(model, tokenizer, pairs, batch_tokens=batch_tokens, progress=progress):
         key, choice = owners[index]
         found[key][choice] = answer
