@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shearfx.errors import PlanError, message
 from shearfx.gating.moments import second_moments
-from shearfx.gating.sites import GateSite, places
+from shearfx.gating.sites import GateSite, base_layer, places
 from shearfx.graph import Graph
 from shearfx.pruning_plan import PruningPlan
 
@@ -220,12 +220,6 @@ def as_cut(new: Tensor, plan: PruningPlan, name: str, turned: bool) -> Tensor:
     rows = plan.kept.get(name, {}).get(1 if turned else 0)
     new = new if rows is None else new[rows.to(new.device)]
     return (new.T if turned else new).cpu()
-
-
-def base_layer(module: nn.Module) -> nn.Module:
-    """The layer inside an adapter's, or itself."""
-    getter = getattr(module, "get_base_layer", None)
-    return getter() if callable(getter) else module
 
 
 def is_turned(model: nn.Module, path: str) -> bool:

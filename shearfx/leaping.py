@@ -2,8 +2,9 @@
 
 At a threshold on the key of their steps (see :meth:`Spender.key`) every unit has given up a number of steps that a
 search in its sorted scores tells, and what all save together grows with the threshold: bisection finds the one that
-spends the target. Relative keys never change, so one leap lands where single steps would. Keys in units of loss change
-with the cost of what neighbours left over; there the budget is spent in rounds, and costs are read anew after each.
+spends the target. Relative and standardised keys never change, so one leap lands where single steps would. Keys in
+units of loss change with the cost of what neighbours left over; there the budget is spent in rounds, and costs are read
+anew after each.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class _Runner:
     steps: list[float]
     """Score of each further step, ascending."""
     rate: int
+    """What a step's score is divided by."""
 
     def gone(self, key: float, relative: bool) -> int:
         """Steps gone once all with keys up to this one are."""
@@ -49,14 +51,16 @@ def leap(spender: Spender, asked: float) -> None:
     """Take most of the steps, in order; single steps do the rest. Never saves more than asked."""
     relative = spender.ranking == "relative"
     scores = [torch.tensor(unit.scores, dtype=torch.float64).diff().tolist() for unit in spender.units]
-    rounds = 1 if relative else ROUNDS
+    standardised = spender.ranking == "standardised"
+    rounds = 1 if relative or standardised else ROUNDS
     for i in range(1, rounds + 1):
         runners = []
         for unit, steps in zip(spender.units, scores, strict=True):
             # where steps do not all save the same, the next one stands for those of this round
             gone = spender.next(unit)
             if gone is not None:
-                runners.append(_Runner(unit, steps, max(1, spender.saving(unit, gone))))
+                rate = sum(unit.per_step) if standardised else max(1, spender.saving(unit, gone))
+                runners.append(_Runner(unit, steps, rate))
         if runners:
             _to(spender, runners, asked * i / rounds, relative)
 
@@ -83,6 +87,8 @@ def _to(spender: Spender, runners: list[_Runner], target: float, relative: bool)
         return total - budget.cost(products, sizes)
 
     low, high = 0.0, max(r.last_key(relative) for r in runners)
+    if spender.ranking == "standardised":  # half of the scores are below zero
+        low = min(r.steps[0] / r.rate for r in runners)
     least, most = at(low), at(high)
     if saved(most) <= target:
         least = most

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shearfx.compensation import RIDGE, Moments, Run, as_cut, base_layer, is_turned, solved
+from shearfx.compensation import RIDGE, Moments, Run, as_cut, is_turned, solved
 from shearfx.gating.gates import Gates
+from shearfx.gating.sites import base_layer
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan
 

@@ -20,7 +20,8 @@ from shearfx.dims import Atom, Dim, leaves
 from shearfx.graph import Group, new_size
 from shearfx.leaping import leap
 
-Ranking = Literal["loss", "relative"]
+Ranking = Literal["loss", "relative", "standardised"]
+"""What scores are: a change of the loss, an order within each group, or comparable whatever a structure costs."""
 
 EXCHANGES = 16
 """How many dear steps are tried against cheap ones given back, where the cheap ones ran out."""
@@ -203,14 +204,16 @@ class Spender:
             self.units[i].fresh = False
 
     def key(self, unit: Unit, gone: int) -> float:
-        """What is taken first: the least loss per cost saved; or, of relative scores, the lowest rank.
+        """What is taken first: the least loss per cost saved; the least mean of standardised scores; the lowest rank.
 
         Relative scores say nothing across groups, so all groups give up an equal share of their structures; where
         several cut the same tensors (heads and query groups), they share it, so that all tensors shrink alike.
         """
-        if self.ranking == "loss":
-            return (unit.scores[gone] - unit.scores[unit.gone]) / max(self.saving(unit, gone), 1)
-        return unit.axes * (unit.gone + gone) / 2 / (len(unit.scores) - 1)
+        if self.ranking == "relative":
+            return unit.axes * (unit.gone + gone) / 2 / (len(unit.scores) - 1)
+        standard = self.ranking == "standardised"
+        cost = (gone - unit.gone) * sum(unit.per_step) if standard else max(self.saving(unit, gone), 1)
+        return (unit.scores[gone] - unit.scores[unit.gone]) / cost
 
     # -- all steps -------------------------------------------------------------------------------------
 

@@ -12,9 +12,11 @@ from shearfx.errors import PlanError
 from shearfx.saliency import find
 from tests.rivals import case, loss_for, reordered, seen_groups
 from tests.test_saliency import state_of
+from tests.tiny_models import fresh, learn_something
 
-RIVALS = ["llm_pruner_element1", "llm_pruner_element2", "llm_pruner_vector1", "llm_pruner_vector2"]
-SPLIT = ["llm_pruner_element1", "llm_pruner_vector1"]
+READING = ["wanda_sp", "flap"]
+RIVALS = ["llm_pruner_element1", "llm_pruner_element2", "llm_pruner_vector1", "llm_pruner_vector2", *READING]
+SPLIT = ["llm_pruner_element1", "llm_pruner_vector1", *READING]
 """What is defined by the mean over data, however it is cut into batches of equal size."""
 
 
@@ -88,3 +90,23 @@ def test_what_is_missing_is_said(rival: str) -> None:
             find(rival).score(graph, model, loss=loss, **given)
     with pytest.raises(PlanError, match="pass model="):
         find(rival).score(graph, None, data=[torch.ones(2, 6)], loss=loss)
+
+
+@pytest.mark.parametrize("rival", READING)
+def test_groups_that_no_weight_reads_are_named(rival: str) -> None:
+    model, graph, data = case("llama")
+    with pytest.raises(PlanError, match=f"{rival}.* does not see 2 groups of kind head_dim, hidden: lm_head.weight:1"):
+        find(rival).score(graph, model, data=data)
+    with pytest.raises(PlanError, match="load the weights"):
+        find(rival).score(graph, model.to("meta"), groups=seen_groups("llama"), data=data)
+
+
+@pytest.mark.parametrize("rival", READING)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "convolutions"])
+def test_an_adapter_counts_as_if_it_were_merged(name: str, rival: str) -> None:
+    lora: dict[str, Any] = {"target_modules": ["first", "second", "head"]} if name == "convolutions" else {}
+    model, (_, graph, data) = learn_something(fresh(name, lora, torch.float64)), case(name)
+    scores = scored(rival, name, model, graph, data)
+    merged = scored(rival, name, model.merge_and_unload(), graph, data)  # type: ignore[operator]
+    for group, score in scores.items():
+        torch.testing.assert_close(score, merged[group], rtol=1e-9, atol=1e-12)

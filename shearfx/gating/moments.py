@@ -1,9 +1,10 @@
-"""Second moments of activations, gathered while a model runs."""
+"""Moments of activations, gathered while a model runs: second moments, or those of every feature by itself."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,19 +25,89 @@ def second_moments(sites: Iterable[GateSite]) -> Iterator[dict[str, Tensor]]:
     """
     sums: dict[str, Tensor] = {}
 
-    def hook_of(path: str) -> Any:
+    def add(path: str, rows: Tensor) -> None:
+        rows = rows.float()
+        if path not in sums:
+            sums[path] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+        sums[path].addmm_(rows.T, rows)
+
+    with _looking(sites, add):
+        yield sums
+
+
+@dataclass
+class FeatureMoments:
+    """Of each feature of what goes into a module, over all rows (tokens, pixels) so far. Tensors are float64 ``[size]``
+    on the CPU.
+    """
+
+    count: int
+    mean: Tensor
+    deviations: Tensor
+    """Sum of squared differences from the mean."""
+
+    @property
+    def squares(self) -> Tensor:
+        """Sum of squares."""
+        return self.deviations + self.count * self.mean.square()
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased; zero of a single row."""
+        return self.deviations / max(self.count - 1, 1)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows ``[count, size]``, so that how they are cut into batches makes no difference.
+
+        Source: Chan, Golub and LeVeque 1983 (The American Statistician 37), equation 2.1.
+        """
+        count = len(rows)
+        if not count:
+            return
+        mean = rows.mean(0, dtype=torch.float64)
+        deviations = (rows - mean).square().sum(0).cpu()
+        both, apart = self.count + count, mean.cpu() - self.mean
+        self.deviations = self.deviations + deviations + apart.square() * (self.count * count / both)
+        self.mean = self.mean + apart * (count / both)
+        self.count = both
+
+
+@contextlib.contextmanager
+def feature_moments(sites: Iterable[GateSite]) -> Iterator[dict[str, FeatureMoments]]:
+    """For the while, forward passes add to the moments of every feature of what goes into some modules.
+
+    Args:
+        sites: inputs of modules.
+
+    Yields:
+        By path of the module, once it has run.
+    """
+    found: dict[str, FeatureMoments] = {}
+
+    def add(path: str, rows: Tensor) -> None:
+        if path not in found:
+            zero = torch.zeros(rows.shape[1], dtype=torch.float64)
+            found[path] = FeatureMoments(0, zero, zero)
+        found[path].add(rows)
+
+    with _looking(sites, add):
+        yield found
+
+
+@contextlib.contextmanager
+def _looking(sites: Iterable[GateSite], add: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """For the while, hand over path and input of some modules, as rows ``[count, features]``."""
+
+    def hook_of(site: GateSite) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = (args[0] if args else next(iter(kwargs.values()))).detach()
-            rows = x.reshape(-1, x.shape[-1]).float()
-            if path not in sums:
-                sums[path] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            sums[path].addmm_(rows.T, rows)
+            x = (args[0] if args else next(iter(kwargs.values()))).detach().movedim(site.axis, -1)
+            add(site.path, x.reshape(-1, x.shape[-1]))
 
         return hook
 
-    hooks = [site.module.register_forward_pre_hook(hook_of(site.path), with_kwargs=True) for site in sites]
+    hooks = [site.module.register_forward_pre_hook(hook_of(site), with_kwargs=True) for site in sites]
     try:
-        yield sums
+        yield
     finally:
         for hook in hooks:
             hook.remove()

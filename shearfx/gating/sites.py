@@ -127,6 +127,12 @@ def live_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer inside an adapter's, or itself."""
+    getter = getattr(module, "get_base_layer", None)
+    return getter() if callable(getter) else module
+
+
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 

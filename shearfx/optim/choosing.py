@@ -13,7 +13,7 @@ from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.saliency import Scores
 from shearfx.selection import Selection, Tied, select
-from shearfx.spending import Spender, Unit
+from shearfx.spending import Ranking, Spender, Unit
 from shearfx.units import FLOOR, Floor, checked, units_of
 
 Currency = Literal["params", "flops", "structures"]
@@ -84,7 +84,7 @@ class Chooser:
         self,
         amount: float,
         scores: Scores,
-        ranking: Literal["loss", "relative"],
+        ranking: Ranking,
         gone: Mapping[str, Iterable[int]] | None = None,
     ) -> tuple[Redundant, int]:
         """What is redundant once so much is saved, and what that does save.
@@ -119,7 +119,7 @@ class Chooser:
         return found, spender.saved
 
     def _spender(
-        self, scores: Scores, ranking: Literal["loss", "relative"], gone: Mapping[str, Sequence[int]]
+        self, scores: Scores, ranking: Ranking, gone: Mapping[str, Sequence[int]]
     ) -> tuple[Spender, list[Unit]]:
         budget = self._budget()
         units = units_of(self.graph, self.tied, scores, self.floor, self.most, budget)

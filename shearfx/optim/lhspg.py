@@ -9,7 +9,7 @@ Source: LoRAShear (arXiv 2310.18356), Algorithm 4. What the paper leaves open is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ from shearfx.optim.variants import Variant, Wrapping
 from shearfx.optim.weight_carrier import WeightCarrier
 from shearfx.saliency import Saliency, Scores
 from shearfx.selection import Selection
+from shearfx.spending import Ranking
 from shearfx.units import FLOOR, Floor
 
 
@@ -67,7 +68,8 @@ class LHSPG(Wrapping, Results):
             is a registered name or a :class:`shearfx.saliency.Saliency`, computed when a period begins (line 4).
         data, loss: for saliencies that run the model; ``data`` is read anew each period, so it is no generator.
         scores: fixed scores instead, by name of group.
-        ranking: overrides the saliency's unit: ``"loss"`` ranks over all layers and kinds, ``"relative"`` within each.
+        ranking: overrides the saliency's unit: ``"loss"`` ranks over all layers and kinds by cost, ``"standardised"``
+            over all as they are, ``"relative"`` within each.
         half_space_eps: a structure is zeroed early where its trial iterate leaves the half-space (line 8);
             ``-inf`` switches the test off.
         penalty: ``"ramp"`` fades to exactly zero over a period, ``"constant"`` subtracts ``strength``.
@@ -112,7 +114,7 @@ class LHSPG(Wrapping, Results):
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         scores: Scores | None = None,
-        ranking: Literal["loss", "relative"] | None = None,
+        ranking: Ranking | None = None,
         half_space_eps: float = 0.0,
         penalty: Penalty = "ramp",
         strength: float = 0.0,
@@ -173,7 +175,7 @@ class LHSPG(Wrapping, Results):
         if groups and rule.looks:
             asked.check_readable(self.adapters)
         self.stand_ins = None if compensate is None else StandingIn(self.gates, self.adapters, compensate)
-        self.ranking: Literal["loss", "relative"] = ranking or self.scorer.unit
+        self.ranking: Ranking = ranking or self.scorer.unit
         self.steps = 0
         """Optimiser steps taken."""
         self.picks: list[Redundant] = []

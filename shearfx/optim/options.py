@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from shearfx.gating.gates import Gates
 from shearfx.low_rank import LowRank, plain_weight
 from shearfx.saliency import Scores
 from shearfx.saliency.combined import Combined
+from shearfx.spending import Ranking
 
 Merge = Literal["end", "period", "never"]
 Carry = Literal["gates", "weights"]
@@ -40,7 +41,7 @@ def check(
         raise PlanError(message(f"a share of {target:g} is not below 1", where=where, todo="pass 0.2 for 20%"))
     for name, value, known in (
         ("penalty", penalty, ("ramp", "constant")), ("merge", merge, ("end", "period", "never")),
-        ("variant", variant, ("adamw", "sgd")), ("ranking", ranking, (None, "loss", "relative")),
+        ("variant", variant, ("adamw", "sgd")), ("ranking", ranking, (None, *get_args(Ranking))),
         ("carrier", carrier, ("gates", "weights")),
     ):  # fmt: skip
         if value not in known:

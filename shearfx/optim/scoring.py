@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from shearfx.optim.ranks import add_up, agreed
 from shearfx.saliency import Saliency, Scores
 from shearfx.saliency.fisher import check_seen, watch
 from shearfx.saliency.learnt import reads_adapters
+from shearfx.spending import Ranking
 
 ACCUMULATED = ("fisher", "taylor")
 """Saliencies that training itself collects, at no further passes."""
@@ -64,7 +65,7 @@ class Scorer:
         self._watch: Any = None
 
     @property
-    def unit(self) -> Literal["loss", "relative"]:
+    def unit(self) -> Ranking:
         """The unit of the scores; given ones are taken to have none."""
         if self.saliency is not None:
             return self.saliency.unit

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.adapters import base_name
-from shearfx.compensation import RIDGE, as_cut, base_layer
+from shearfx.compensation import RIDGE, as_cut
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.gating.moments import second_moments
-from shearfx.gating.sites import GateSite
+from shearfx.gating.sites import GateSite, base_layer
 from shearfx.gating.stand_ins import StandIn, fit
 from shearfx.gradients import call
 from shearfx.low_rank import LowRank

@@ -4,16 +4,19 @@ from shearfx.saliency.base import REGISTRY, Progress, Saliency, Scores, find, re
 from shearfx.saliency.combined import Combined
 from shearfx.saliency.compensated import CompensatedFisher
 from shearfx.saliency.fisher import Fisher
+from shearfx.saliency.flap import Flap
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
 from shearfx.saliency.llm_pruner import LlmPrunerElement1, LlmPrunerElement2, LlmPrunerVector1, LlmPrunerVector2
 from shearfx.saliency.plain import Magnitude, Random
 from shearfx.saliency.taylor import Taylor
+from shearfx.saliency.wanda import WandaSp
 
 __all__ = [
     "REGISTRY",
     "Combined",
     "CompensatedFisher",
     "Fisher",
+    "Flap",
     "LlmPrunerElement1",
     "LlmPrunerElement2",
     "LlmPrunerVector1",
@@ -29,6 +32,7 @@ __all__ = [
     "Saliency",
     "Scores",
     "Taylor",
+    "WandaSp",
     "find",
     "register",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
 from shearfx.slices import SliceSums
+from shearfx.spending import Ranking
 
 Scores: TypeAlias = dict[str, torch.Tensor]
 """Group name to a float64 tensor ``[size]``: the higher, the more is lost with the structure."""
@@ -37,9 +38,10 @@ class Saliency(ABC):
     """A proxy for what the model loses with a structure."""
 
     name: ClassVar[str]
-    unit: ClassVar[Literal["loss", "relative"]]
+    unit: ClassVar[Ranking]
     """``loss``: scores estimate a change of the loss, so structures of all layers and kinds compare, per unit of
-    cost. ``relative``: they order the structures of one group and say nothing across layers and kinds."""
+    cost. ``relative``: they order the structures of one group and say nothing across layers and kinds.
+    ``standardised``: structures of all layers and kinds compare as they are, whatever they cost."""
     memory: int | None = None
     """Bytes that it may take at a time beside the model and its activations, where it can do with less."""
 
@@ -79,10 +81,10 @@ def register(kind: type[Saliency]) -> type[Saliency]:
     """Class decorator: make a saliency known by its name.
 
     Raises:
-        ValueError: its unit is neither ``loss`` nor ``relative``.
+        ValueError: there is no such unit.
     """
-    if kind.unit not in ("loss", "relative"):
-        raise ValueError(f"{kind.__name__}.unit is {kind.unit!r}; it is 'loss' or 'relative'")
+    if kind.unit not in get_args(Ranking):
+        raise ValueError(f"{kind.__name__}.unit is {kind.unit!r}; it is one of {', '.join(get_args(Ranking))}")
     REGISTRY[kind.name] = kind
     return kind
 
@@ -128,3 +130,17 @@ def weights_of(model: nn.Module | None, sums: SliceSums, what: str) -> Mapping[s
 def of_part(progress: Progress, part: int, parts: int) -> Progress:
     """What tells of one part of the work as a share of all, where each part goes through the same batches."""
     return lambda done, of: progress(part * of + done, parts * of)
+
+
+def refuse_unseen(groups: Iterable[Group], what: str) -> None:
+    """Raise PlanError that names the groups which a saliency does not see, if there are any."""
+    unseen = list({g.name: g for g in groups}.values())
+    if unseen:
+        kinds = ", ".join(sorted({g.kind for g in unseen}))
+        listed = ", ".join(g.name for g in unseen[:3])
+        raise PlanError(
+            message(
+                f"saliency {what!r} does not see {len(unseen)} groups of kind {kinds}: {listed}",
+                todo="leave them out (kinds=), or choose 'taylor' or 'magnitude'",
+            )
+        )

@@ -15,7 +15,7 @@ from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss, backward_each, batch_loss, fed, gradients
 from shearfx.graph import Graph, Group
-from shearfx.saliency.base import Progress, Saliency, Scores, register
+from shearfx.saliency.base import Progress, Saliency, Scores, refuse_unseen, register
 
 
 @contextlib.contextmanager
@@ -100,13 +100,4 @@ def sizes_of(gates: Gates) -> dict[str, int]:
 def check_seen(gates: Gates, what: str) -> None:
     """Raise PlanError where a group is not gated where it is read, or in place."""
     unseen = [g for name, g in gates.groups.items() if name not in gates.places.inputs_only]
-    unseen += [gates.groups[w.group] for w in gates.places.weights]
-    if unseen:
-        kinds = ", ".join(sorted({g.kind for g in unseen}))
-        listed = ", ".join(g.name for g in unseen[:3])
-        raise PlanError(
-            message(
-                f"saliency {what!r} does not see {len(unseen)} groups of kind {kinds}: {listed}",
-                todo="leave them out (kinds=), or choose 'taylor' or 'magnitude'",
-            )
-        )
+    refuse_unseen([*unseen, *(gates.groups[w.group] for w in gates.places.weights)], what)
