@@ -1,4 +1,4 @@
-"""The command line ``shearfx``: analyze, prune, verify, eval, and LoRAShear: shear, knowledge, recover.
+"""The command line ``shearfx``: analyze, show, prune, verify, eval, and LoRAShear: shear, knowledge, recover.
 
 Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import shearfx
-from shearfx.cli import analyze, evaluate, prune, recover, shear, verify
+from shearfx.cli import analyze, evaluate, prune, recover, shear, show, verify
 
 __all__ = ["app", "main"]
 
@@ -61,6 +61,14 @@ app.command(
         "shearfx analyze ./small --original mypackage.nets:unet",
     )
 )(analyze.analyze)
+app.command(
+    epilog=_examples(
+        "shearfx show HuggingFaceTB/SmolLM2-135M-Instruct -o graph.html",
+        "shearfx show ./my-llama -o graph.svg -o graph.pdf",
+        "shearfx show ./my-llama --plan plan.json -o cut.html --overwrite",
+        "shearfx show mypackage.nets:unet -o unet.graphml -o unet.explorer.json",
+    )
+)(show.show)
 app.command(
     epilog=_examples(
         "shearfx prune ./my-llama --ratio 0.2 --saliency magnitude -o ./small",

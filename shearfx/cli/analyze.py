@@ -16,7 +16,7 @@ from shearfx.errors import ShearError, message
 if TYPE_CHECKING:
     from shearfx.graph import Graph
 
-__all__ = ["analyze", "show_coverage", "trace_with_progress"]
+__all__ = ["analyze", "cheapest", "show_coverage", "trace_with_progress"]
 
 
 def analyze(
@@ -38,7 +38,7 @@ def analyze(
     """Show the pruning groups of MODEL, how much of it they reach, and what is pinned and why."""
     with talking(as_json, debug) as talk:
         wanted = _pass_name(print_after)
-        loaded = open_model(talk, model, originals=original, dtype=dtype, device=device or _cheapest(model))
+        loaded = open_model(talk, model, originals=original, dtype=dtype, device=device or cheapest(model))
         texts: dict[str, str] = {}
 
         def after(name: str, graph: Graph) -> None:
@@ -156,7 +156,7 @@ def _pass_name(asked: str | None) -> str | None:
     return names[name]
 
 
-def _cheapest(model: str) -> str:
+def cheapest(model: str) -> str:
     """Checkpoints are analysed without their weights; a factory may compute with what it makes."""
     from shearfx.factories import is_factory_spec
 

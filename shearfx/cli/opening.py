@@ -13,8 +13,19 @@ from shearfx.errors import CheckpointError, ShearError, message
 
 if TYPE_CHECKING:
     from shearfx.models import LoadedModel
+    from shearfx.pruning_plan import PruningPlan
 
-__all__ = ["Device", "Dtype", "Model", "Original", "open_model", "original_of", "original_option", "read_text"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Model",
+    "Original",
+    "open_model",
+    "original_of",
+    "original_option",
+    "read_plan",
+    "read_text",
+]
 
 Model = Annotated[
     str,
@@ -94,3 +105,14 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         todo = "convert it to UTF-8"
         raise ShearError(message(f"the file is no UTF-8 text: {error.reason}", where=str(path), todo=todo)) from error
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read a plan's JSON.
+
+    Raises:
+        ShearError: the file cannot be read, or is no plan.
+    """
+    from shearfx.pruning_plan import PruningPlan
+
+    return PruningPlan.from_json(read_text(path))

@@ -17,7 +17,7 @@ from rich.table import Table
 from shearfx.cli import summary
 from shearfx.cli.analyze import trace_with_progress
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_plan, read_text
 from shearfx.errors import CheckpointError, PlanError, message
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def prune(
         if apply is None:
             _check_request(0.2 if ratio is None else ratio, scope.value, form.value, round_to, unit.value, floor)
         if apply is not None:
-            plan = _read_plan(apply)
+            plan = read_plan(apply)
             if _on_disk(model, plan, dtype):
                 _cut_on_disk(talk, model, plan, out, overwrite)
                 loaded = None
@@ -303,12 +303,6 @@ def _check_free(out: Path, *, file: bool, overwrite: bool) -> None:
         check_free(out, overwrite)
     elif os.path.lexists(out) and not overwrite:
         raise CheckpointError(message("the file exists", where=str(out), todo="name a new file, or pass --overwrite"))
-
-
-def _read_plan(path: Path) -> PruningPlan:
-    from shearfx.pruning_plan import PruningPlan
-
-    return PruningPlan.from_json(read_text(path))
 
 
 def _write(path: Path, text: str) -> None:
