@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.errors import PlanError, message
-from shearfx.gating.moments import second_moments
+from shearfx.gating.moments import parted, second_moments
 from shearfx.gating.sites import GateSite, base_layer, places
 from shearfx.graph import Graph
 from shearfx.pruning_plan import PruningPlan
@@ -56,18 +56,9 @@ class Moments:
             self.kept[site.path] = (~gone).nonzero().flatten()
             self._sites.append(site)
 
-    def parts(self, memory: int) -> list[list[str]]:
+    def parts(self, memory: int | None) -> list[list[str]]:
         """The layers by path, in parts whose moments take no more than so many bytes (but one layer at least)."""
-        found: list[list[str]] = []
-        left = 0
-        for site in self._sites:
-            size = 4 * site.size**2
-            if not found or size > left:
-                found.append([])
-                left = memory
-            found[-1].append(site.path)
-            left -= size
-        return found
+        return [[site.path for site in part] for part in parted(self._sites, memory)]
 
     @contextmanager
     def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
@@ -184,7 +175,7 @@ def solved(
     if not moments.kept:
         todo = "leave out compensation"
         raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
-    parts = [list(moments.kept)] if memory is None else moments.parts(memory)
+    parts = moments.parts(memory)
     batches = list(batches) if len(parts) > 1 else batches
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for part in parts:

@@ -9,32 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.errors import PlanError
+from shearfx.graph import Group
 from shearfx.saliency import find
 from tests.rivals import case, loss_for, reordered, seen_groups
 from tests.test_saliency import state_of
 from tests.tiny_models import fresh, learn_something
 
-READING = ["wanda_sp", "flap"]
+READING = ["wanda_sp", "flap", "sparsegpt"]
 RIVALS = ["llm_pruner_element1", "llm_pruner_element2", "llm_pruner_vector1", "llm_pruner_vector2", *READING]
 SPLIT = ["llm_pruner_element1", "llm_pruner_vector1", *READING]
 """What is defined by the mean over data, however it is cut into batches of equal size."""
 
 
+def groups_for(rival: str, name: str) -> list[Group]:
+    """``sparsegpt`` does not see what convolutions read."""
+    return [g for g in seen_groups(name) if rival != "sparsegpt" or (name, g.size) != ("convolutions", 8)]
+
+
 def scored(rival: str, name: str, model: nn.Module, graph: Any, data: Any) -> dict[str, Tensor]:
-    return find(rival).score(graph, model, groups=seen_groups(name), data=data, loss=loss_for(name))
+    return find(rival).score(graph, model, groups=groups_for(rival, name), data=data, loss=loss_for(name))
 
 
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "convolutions", "perceptron"])
 def test_structures_in_another_order_have_the_same_scores(name: str, rival: str) -> None:
     model, graph, data = case(name)
-    groups = [g for g in seen_groups(name) if g.kind in ("ffn", "channels")]
+    groups = [g for g in groups_for(rival, name) if g.kind in ("ffn", "channels")]
     before = scored(rival, name, model, graph, data)
     other, orders = reordered(model, groups)
     after = scored(rival, name, other, graph, data)
     for group in groups:
         assert bool((before[group.name].diff() != 0).any()), "scores tell structures apart"
-        torch.testing.assert_close(after[group.name], before[group.name][orders[group.name]], rtol=1e-9, atol=1e-12)
+        # sparsegpt sums its moments up in float32
+        rtol = 1e-4 if rival == "sparsegpt" else 1e-9
+        expected = before[group.name][orders[group.name]]
+        torch.testing.assert_close(after[group.name], expected, rtol=rtol, atol=1e-12)
 
 
 @pytest.mark.parametrize("rival", SPLIT)
@@ -45,7 +54,8 @@ def test_batches_may_be_split(name: str, rival: str) -> None:
              for d in data for i in range(3)]  # fmt: skip
     whole, split = (scored(rival, name, model, graph, iter(d)) for d in (data, parts))
     for group, score in whole.items():
-        torch.testing.assert_close(split[group], score, rtol=1e-6, atol=1e-9)
+        rtol = 1e-4 if rival == "sparsegpt" else 1e-6
+        torch.testing.assert_close(split[group], score, rtol=rtol, atol=1e-9)
 
 
 class OutOfDataError(RuntimeError):
@@ -109,4 +119,4 @@ def test_an_adapter_counts_as_if_it_were_merged(name: str, rival: str) -> None:
     scores = scored(rival, name, model, graph, data)
     merged = scored(rival, name, model.merge_and_unload(), graph, data)  # type: ignore[operator]
     for group, score in scores.items():
-        torch.testing.assert_close(score, merged[group], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(score, merged[group], rtol=1e-4 if rival == "sparsegpt" else 1e-9, atol=1e-12)

@@ -35,6 +35,20 @@ def second_moments(sites: Iterable[GateSite]) -> Iterator[dict[str, Tensor]]:
         yield sums
 
 
+def parted(sites: Iterable[GateSite], memory: int | None) -> list[list[GateSite]]:
+    """Places in parts whose second moments take no more than so many bytes (but one at least); None for one part."""
+    found: list[list[GateSite]] = []
+    left = 0.0
+    for site in sites:
+        size = 4 * site.size**2
+        if not found or size > left:
+            found.append([])
+            left = float("inf") if memory is None else memory
+        found[-1].append(site)
+        left -= size
+    return found
+
+
 @dataclass
 class FeatureMoments:
     """Of each feature of what goes into a module, over all rows (tokens, pixels) so far. Tensors are float64 ``[size]``

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -58,6 +58,32 @@ def inverse(moments: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(damped))
 
 
+def blocks(where: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Structures and their indices, those with equally many together: LongTensors ``[count]`` and ``[count, many]``.
+
+    Args:
+        where: LongTensor ``[n]``, the structure of each index, -1 for none.
+    """
+    order = where.argsort(stable=True)
+    order = order[where[order] >= 0]
+    structures, counts = where[order].unique_consecutive(return_counts=True)
+    found = order.split(counts.tolist())
+    for size in {len(block) for block in found}:
+        yield structures[counts == size], torch.stack([block for block in found if len(block) == size])
+
+
+def within(precision: Tensor, index: Tensor) -> Tensor:
+    """The inverse of each structure's part of a matrix, ``[count, many, many]``: what is left of the second moments of
+    its indices once the others have said all they can.
+
+    Args:
+        precision: ``[n, n]``, the inverse of the second moments.
+        index: LongTensor ``[count, many]``.
+    """
+    found: Tensor = torch.linalg.inv(precision[index[:, :, None], index[:, None, :]])
+    return found
+
+
 def projection(precision: Tensor, where: Tensor) -> Tensor:
     """The matrix that rows ``x`` are multiplied by to become residuals.
 
@@ -69,14 +95,8 @@ def projection(precision: Tensor, where: Tensor) -> Tensor:
         float32 ``[n, n]``; columns of indices without a structure are zero.
     """
     found = torch.zeros_like(precision)
-    where = where.to(precision.device)
-    order = where.argsort(stable=True)
-    order = order[where[order] >= 0]
-    _, counts = where[order].unique_consecutive(return_counts=True)
-    blocks = order.split(counts.tolist())
-    for size in {len(block) for block in blocks}:  # blocks of equal size are inverted together
-        index = torch.stack([block for block in blocks if len(block) == size])
-        inner = torch.linalg.inv(precision[index[:, :, None], index[:, None, :]])
+    for _, index in blocks(where.to(precision.device)):
+        inner = within(precision, index)
         columns = precision[:, index].permute(1, 0, 2) @ inner
         found[:, index.flatten()] = columns.permute(1, 0, 2).reshape(len(precision), -1)
     return found.float()

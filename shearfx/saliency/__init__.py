@@ -8,6 +8,7 @@ from shearfx.saliency.flap import Flap
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
 from shearfx.saliency.llm_pruner import LlmPrunerElement1, LlmPrunerElement2, LlmPrunerVector1, LlmPrunerVector2
 from shearfx.saliency.plain import Magnitude, Random
+from shearfx.saliency.sparsegpt import SparseGpt
 from shearfx.saliency.taylor import Taylor
 from shearfx.saliency.wanda import WandaSp
 
@@ -31,6 +32,7 @@ __all__ = [
     "Random",
     "Saliency",
     "Scores",
+    "SparseGpt",
     "Taylor",
     "WandaSp",
     "find",

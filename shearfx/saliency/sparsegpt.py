@@ -1,0 +1,96 @@
+"""SparseGPT for structures: what the layers that read a structure lose though all their other weights are refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.gating.moments import parted, second_moments
+from shearfx.gating.residuals import blocks, inverse, within
+from shearfx.gradients import Loss, fed, forward_each
+from shearfx.graph import Graph, Group
+from shearfx.low_rank import adapters_of
+from shearfx.saliency.base import Progress, Saliency, Scores, of_part, refuse_unseen, register
+from shearfx.saliency.reading import reading_gates, weight_rows
+
+
+@register
+class SparseGpt(Saliency):
+    """``tr(W_s [(H^-1)_ss]^-1 W_s^T)``, summed over the linear layers ``W`` that read structure ``s``: the squared
+    change of their outputs, summed over tokens, when it goes and the rest is refitted by least squares.
+
+    ``H`` is the sum of ``x x^T`` over the tokens of the data, damped. The refit itself is
+    :func:`shearfx.compensation.compensate_cut`. Each structure is scored as if it went alone; a ratio that is reached
+    in several cuts (``ShearConfig.cuts``) scores on what the one before left. Relative: errors of different layers are
+    of different scales. Needs data and one forward pass per batch, no gradients.
+
+    Args:
+        ridge: share of the mean of the diagonal that is added to it, as of the compensation ("percdamp").
+        memory: bytes that the matrices ``[inputs, inputs]`` may take at a time, float32; the data is read once for
+            each part of the layers. Beside them, one layer's inverse is held in float64.
+
+    Source: SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774), equations 2 and 3, with the columns of a structure
+    in the place of one weight: ZipLM (Kurtic et al. 2023, arXiv 2302.04089), equation 2.
+    """
+
+    name: ClassVar[str] = "sparsegpt"
+    unit = "relative"
+
+    def __init__(self, ridge: float = 1e-2, memory: int | None = 4 * 2**30) -> None:
+        self.ridge, self.memory = ridge, memory
+
+    def score(
+        self,
+        graph: Graph,
+        model: nn.Module | None,
+        *,
+        groups: Sequence[Group] | None = None,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Forward passes over the batches, for one part of the layers after the other; the model is left as it was.
+
+        Args:
+            loss: called in the model's place, where the model cannot be called on a batch as it is.
+
+        Raises:
+            PlanError: no model or data, or a group that something else than linear layers reads.
+        """
+        gates = reading_gates(graph, model, groups, self.name)
+        sites = gates.places.sites
+        refuse_unseen((gates.groups[name] for site in sites if site.axis != -1 for name, _ in site.where), self.name)
+        batches, parts, adapters = fed(data, self.name), parted(sites, self.memory), adapters_of(gates.model)
+        batches = list(batches) if len(parts) > 1 else batches
+        scores = {name: torch.zeros(g.size, dtype=torch.float64) for name, g in gates.groups.items()}
+        for done, part in enumerate(parts):
+            with second_moments(part) as moments:
+                tell = progress and of_part(progress, done, len(parts))
+                forward_each(gates.model, batches, loss, self.name, tell)
+            for site in part:
+                if site.path in moments:  # no data may have come by an expert
+                    precision = inverse(moments.pop(site.path), self.ridge)
+                    for group, where in site.where:
+                        _add(scores[group], precision, weight_rows(site, adapters), where)
+        return scores
+
+
+def _add(scores: Tensor, precision: Tensor, rows: Iterator[Tensor], where: Tensor) -> None:
+    """Add what a layer loses with each structure.
+
+    Args:
+        scores: float64 ``[structures]``, added to.
+        precision: float64 ``[inputs, inputs]``, the inverse of the damped second moments.
+        rows: the layer's weight, some rows ``[rows, inputs]`` at a time.
+        where: LongTensor ``[inputs]``, the structure of each, -1 for none.
+    """
+    left = [(structures, index, within(precision, index)) for structures, index in blocks(where.to(precision.device))]
+    for some in rows:
+        for structures, index, inner in left:
+            read = some.double()[:, index]  # [rows, structures, inputs of one]
+            lost = torch.einsum("rsi,sij,rsj->s", read, inner, read)
+            scores.index_add_(0, structures.cpu(), lost.cpu())
