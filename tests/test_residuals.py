@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import shearfx
 from shearfx.compensation import compensate_cut
-from shearfx.gating.residuals import inverse, projection
+from shearfx.gating.residuals import ResidualCollector, inverse, projection
+from shearfx.gating.sites import GateSite
 from shearfx.graph import Graph
 from shearfx.pruning_plan import of_cuts
 from shearfx.saliency import CompensatedFisher, Fisher
@@ -39,6 +40,19 @@ def test_a_projection_leaves_what_least_squares_cannot_explain(seed: int, where:
         explained = others @ torch.linalg.lstsq(others, block).solution if others.shape[1] else 0
         torch.testing.assert_close(found[:, index == structure], block - explained, rtol=1e-3, atol=1e-4 * scale)
     assert bool((found[:, index == -1] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_residuals_are_small_differences_worked_out_in_wide_numbers(dtype: torch.dtype) -> None:
+    """Channels that others nearly explain: what is left is a thousandth of what cancels."""
+    common = drawn(3, 200, 1)
+    x = (common + 3e-2 * drawn(4, 200, 6)).to(dtype)
+    index = torch.arange(6)
+    matrix = projection(inverse((x.T.double() @ x.double()), ridge=0.0), index)
+    layer = nn.Linear(6, 2)
+    site = GateSite("layer", layer, "in", -1, 6, (("group", index),))
+    ((_, found),) = ResidualCollector({"group": 6}, {("layer", "group"): matrix}).along(site, x)
+    torch.testing.assert_close(found.double(), x.double() @ matrix.double(), rtol=0, atol=1e-4)
 
 
 class Net(nn.Module):

@@ -32,7 +32,9 @@ class ResidualCollector(Collector):
         if site.side != "in":
             return super().along(site, x)
         found = [(one, self._projections.get((site.path, one[0]))) for one in site.where]
-        return [((one,), x if matrix is None else x @ matrix.to(x.device, x.dtype)) for one, matrix in found]
+        # What is left is a small difference of large terms, of which bfloat16 would keep little.
+        wide = x if x.dtype == torch.float64 else x.float()
+        return [((one,), x if matrix is None else wide @ matrix.to(x.device, wide.dtype)) for one, matrix in found]
 
 
 def projections(sites: Iterable[GateSite], moments: dict[str, Tensor], ridge: float) -> dict[tuple[str, str], Tensor]:
