@@ -66,6 +66,9 @@ class ShearConfig:
     """Proxy that ranks structures."""
     scoring_windows: int = 32
     """Windows that a proxy looks at, where it looks at data."""
+    fitting_windows: int = 128
+    """Windows that least squares looks at (compensation, and ``compensated_fisher``); no gradients, so that many are
+    cheap, and fewer tokens than inputs of a layer would be fitted to the windows and not to the language."""
     prune_share: float = 0.0
     """Share of the training steps that LHSPG gets; 0 cuts at once and leaves all steps to recovery."""
     warmup: float = 0.2
@@ -193,8 +196,8 @@ class ShearConfig:
             inside = least < value < most if name == "ratio" else least <= value <= most
             if not inside or (name in ("floor", "warmup", "dropout") and value == 1):
                 raise _bad(name, value, "a share between 0 and 1")
-        for name in ("sequence_length", "validation", "scoring_windows", "periods", "rounds", "rank", "batch_size",
-                     "accumulate", "round_to", "cuts", "knowledge_windows", "alpha"):  # fmt: skip
+        for name in ("sequence_length", "validation", "scoring_windows", "fitting_windows", "periods", "rounds", "rank",
+                     "batch_size", "accumulate", "round_to", "cuts", "knowledge_windows", "alpha"):  # fmt: skip
             least = 2 if name == "sequence_length" else 1
             if getattr(self, name) < least:
                 raise _bad(name, getattr(self, name), f"a whole number of at least {least}")

@@ -30,8 +30,8 @@ Options = dict[str, Any]
 def options(shared: Path) -> Options:
     return {
         "pretrain": (str(shared / "data" / "text" / "tinystories_train.jsonl"),), "kinds": ("ffn",),
-        "max_tokens": 40_000, "tokens": 24 * 512, "sequence_length": 128, "scoring_windows": 16, "validation": 8,
-        "dtype": "float32", "lr": 4e-3, "rounds": 2, "cuts": 2,
+        "max_tokens": 40_000, "tokens": 24 * 512, "sequence_length": 128, "scoring_windows": 16, "fitting_windows": 16,
+        "validation": 8, "dtype": "float32", "lr": 4e-3, "rounds": 2, "cuts": 2,
     }  # fmt: skip
 
 

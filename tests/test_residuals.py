@@ -118,6 +118,20 @@ def test_what_another_channel_repeats_is_worth_next_to_nothing() -> None:
     assert bool((found[others] > 1e-6 * plain[others]).all())
 
 
+def test_moments_come_from_batches_of_their_own() -> None:
+    model, graph, batches = setting()
+    (group,) = [g for g in graph.groups if g.size == 10]
+
+    def scores(fitting: list[Tensor] | None) -> Tensor:
+        proxy = CompensatedFisher(RIDGE)
+        proxy.fitting = fitting
+        return proxy.score(graph, model, groups=[group], data=batches, loss=loss)[group.name]
+
+    assert torch.equal(scores(None), scores(batches))
+    others = [3 * drawn(7, 8, 5, 6)]
+    assert not torch.allclose(scores(None), scores(others), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_part_by_part_is_the_same_as_at_once(name: str) -> None:
     """Also: heads of several dims, groups of queries, the layout of Conv1D; and the model is kept."""

@@ -47,7 +47,7 @@ def write_text(path: Path, seed: int = 0) -> Path:
 def options(text: Path, **more: Any) -> dict[str, Any]:
     return {
         "pretrain": (str(text),), "kinds": ("ffn",), "tokens": 6 * 2 * 32, "sequence_length": 32, "batch_size": 2,
-        "scoring_windows": 4, "validation": 2, "rounds": 1, "dtype": "float32", "distill": 0.0,
+        "scoring_windows": 4, "fitting_windows": 8, "validation": 2, "rounds": 1, "dtype": "float32", "distill": 0.0,
     } | more  # fmt: skip
 
 

@@ -115,7 +115,7 @@ class Pruning:
                     refitting.apply(plan, None, _call)
                     continue
                 with self.teller.step(f"refitting what reads them by least squares{of}"):
-                    batches = self.study.batches(config.scoring_windows, config.seed + 3)
+                    batches = self.study.batches(config.fitting_windows, config.seed + 3)
                     refitting.apply(plan, batches, _call, memory=self.spare() // 2)
             if config.compensation:
                 write_state(self._fits, refitting.fits(plan))
@@ -157,6 +157,7 @@ class Pruning:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         work, seed = self.subject.held.work, self.config.seed
         proxy.memory = self.spare() // 2
+        proxy.fitting = self.study.batches(self.config.fitting_windows, self.config.seed + 3)
         return proxy.score(
             self.subject.graph, work, groups=groups, data=batches, loss=_loss, seed=seed, progress=progress
         )  # fmt: skip

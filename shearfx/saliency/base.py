@@ -44,6 +44,8 @@ class Saliency(ABC):
     ``standardised``: structures of all layers and kinds compare as they are, whatever they cost."""
     memory: int | None = None
     """Bytes that it may take at a time beside the model and its activations, where it can do with less."""
+    fitting: Sequence[Any] | None = None
+    """Batches for what is found without gradients, where that is cheaper: second moments. None: the data itself."""
 
     @abstractmethod
     def score(

@@ -17,7 +17,7 @@ from shearfx.saliency.learnt import Learnt, check_learnt, displacement_sums, fro
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Combined(Saliency):
     """A weighted mean of relative scores, each divided by its mean over the group first.
 

@@ -26,7 +26,8 @@ class CompensatedFisher(Fisher):
     layers that read it are refitted by least squares afterwards (:func:`shearfx.compensation.compensate_cut`).
 
     A structure that others can stand in for costs little, however much of the loss goes through it. In units of loss.
-    Needs data, and reads it twice: once for the second moments of what linear layers read, once for the gradients.
+    Needs data, and reads it twice: once for the second moments of what linear layers read (``fitting`` in its place,
+    where there is some), once for the gradients.
     Beside ``fisher`` it takes memory for ``[inputs, inputs]`` of those layers, and one product of that size a layer.
 
     Args:
@@ -83,7 +84,7 @@ class CompensatedFisher(Fisher):
 
     def _collector(self, gates: Gates, model: nn.Module, batches: Iterable[Any], loss: Loss) -> Collector:
         with second_moments(_linear(gates)) as moments, torch.no_grad(), evaluation(model):
-            for batch in batches:
+            for batch in batches if self.fitting is None else self.fitting:
                 loss(model, batch)
         return ResidualCollector(sizes_of(gates), projections(_linear(gates), moments, self.ridge))
 
