@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import shearfx
+from shearfx.budget import parameter_budget
 from shearfx.gating.moments import FeatureMoments
 from shearfx.graph import Group, coordinates
 from shearfx.saliency import find
+from shearfx.selection import Tied
+from shearfx.spending import Spender
+from shearfx.units import units_of
 from tests.rivals import Two, analysed, case, seen_groups
 
 # h = relu(U x), y = D h with U = 1 of size 3, D = [[1, -2, 0], [2, 0, -1]]
@@ -100,6 +104,39 @@ def test_moments_do_not_follow_from_how_rows_are_cut(cuts: list[int], offset: fl
     torch.testing.assert_close(seen.squares, rows.square().sum(0), rtol=1e-12, atol=0)
 
 
+class Mixed(nn.Module):
+    """``a`` is read by a linear layer of its own and, beside ``b``, by a second one; ``c`` by a transposed
+    convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(5, 4), nn.Conv1d(5, 3, 1)
+        self.own, self.both, self.up = nn.Linear(6, 2), nn.Linear(10, 2), nn.ConvTranspose1d(3, 2, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        a, b, c = torch.tanh(self.a(x)), torch.tanh(self.b(x)), torch.tanh(self.c(x[..., None]))
+        return self.own(a), self.both(torch.cat([a, b], -1)), self.up(c)
+
+
+@pytest.mark.parametrize(("rival", "by_hand"), [("wanda_sp", wanda), ("flap", flap)])
+def test_several_layers_that_read_parts_of_inputs_and_transposed_convolutions(
+    rival: str, by_hand: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    model, x = Mixed().double().eval(), torch.randn(8, 5, dtype=torch.float64)
+    graph = shearfx.trace(model, x)
+    scores = {g.size: find(rival).score(graph, model, data=[(x,)])[g.name] for g in graph.groups}
+    a, b = torch.tanh(model.a(x)).detach(), torch.tanh(model.b(x)).detach()
+    c = torch.tanh(model.c(x[..., None])).detach()[..., 0]
+    both, ab = columns(model.both), torch.cat([a, b], -1)
+    first, last = torch.tensor([*range(6), *[-1] * 4]), torch.tensor([*[-1] * 6, *range(4)])
+    of_a = by_hand(a, columns(model.own), torch.arange(6), 6) + by_hand(ab, both, first, 6)
+    torch.testing.assert_close(scores[6], of_a / 2 if rival == "flap" else of_a, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scores[4], by_hand(ab, both, last, 4), rtol=1e-9, atol=1e-12)
+    of_c = by_hand(c, model.up.weight.detach().flatten(1), torch.arange(3), 3)
+    torch.testing.assert_close(scores[3], of_c, rtol=1e-9, atol=1e-12)
+
+
 class Branches(nn.Module):
     """Two widths side by side; one of them costs four times as much."""
 
@@ -112,8 +149,13 @@ class Branches(nn.Module):
         return self.wide(torch.relu(self.a(x))), self.thin(torch.relu(self.b(x)))
 
 
+@pytest.mark.parametrize("leaping", [True, False])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
-def test_standardised_scores_are_ranked_as_they_are_whatever_a_structure_costs(ratio: float) -> None:
+def test_standardised_scores_are_ranked_as_they_are_whatever_a_structure_costs(
+    ratio: float, leaping: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not leaping:
+        monkeypatch.setattr("shearfx.spending.leap", lambda *_: None)
     torch.manual_seed(0)
     model, x = Branches().eval(), torch.randn(2, 4)
     graph = shearfx.trace(model, x)
@@ -147,3 +189,13 @@ def test_uniform_cuts_by_standardised_scores_take_the_mean_of_what_is_tied() -> 
     for cut in plan.cuts:
         order = scores[cut.name].argsort(descending=True)[: len(cut.kept)]
         assert sorted(order.tolist()) == list(cut.kept)
+
+
+def test_the_key_of_tied_groups_is_the_mean_of_what_goes() -> None:
+    _, graph, _ = case("llama")
+    one, two = (g for g in graph.groups if g.kind == "ffn")
+    scores = {g.name: torch.arange(24, dtype=torch.float64) + i for i, g in enumerate((one, two))}
+    budget = parameter_budget(graph)
+    (unit,) = units_of(graph, [Tied((one, two), (1, 1))], scores, 0.1, 1.0, budget)
+    spender = Spender(budget, [unit], "standardised")
+    assert spender.key(unit, 1) == 0.5 and spender.key(unit, 3) == 1.5  # 0, 1, 2 and 1, 2, 3

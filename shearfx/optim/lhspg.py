@@ -64,8 +64,9 @@ class LHSPG(Wrapping, Results):
         unit: ``"params"`` (all unique parameters), ``"flops"``, or ``"structures"`` (the paper's K).
         warmup, periods, period_length: optimiser steps before the first period, periods, steps of each (lines 1, 3,
             5).
-        saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice; any other
-            is a registered name or a :class:`shearfx.saliency.Saliency`, computed when a period begins (line 4).
+        saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice,
+            ``"loraprune"`` is a moving average over all of them; any other, and these with ``data``, is a registered
+            name or a :class:`shearfx.saliency.Saliency`, computed when a period begins (line 4).
         data, loss: for saliencies that run the model; ``data`` is read anew each period, so it is no generator.
         scores: fixed scores instead, by name of group.
         ranking: overrides the saliency's unit: ``"loss"`` ranks over all layers and kinds by cost, ``"standardised"``

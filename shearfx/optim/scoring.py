@@ -18,10 +18,12 @@ from shearfx.optim.ranks import add_up, agreed
 from shearfx.saliency import Saliency, Scores
 from shearfx.saliency.fisher import check_seen, watch
 from shearfx.saliency.learnt import reads_adapters
+from shearfx.saliency.loraprune import LoraPrune
 from shearfx.spending import Ranking
 
-ACCUMULATED = ("fisher", "taylor")
-"""Saliencies that training itself collects, at no further passes."""
+BY_GATES = ("fisher", "taylor")
+ACCUMULATED = (*BY_GATES, "loraprune")
+"""Saliencies that training itself brings, at no further passes."""
 
 
 class Scorer:
@@ -29,7 +31,8 @@ class Scorer:
 
     Args:
         graph, model, groups: what is scored.
-        saliency: a name or a saliency; ``fisher`` and ``taylor`` without data are collected from training.
+        saliency: a name or a saliency; ``fisher`` and ``taylor`` without data are collected from training by gates,
+            ``loraprune`` from the gradients of adapters at each step, as an average that goes on over periods.
         data, loss, seed: for saliencies that need them.
         scores: fixed scores instead.
 
@@ -50,12 +53,16 @@ class Scorer:
     ) -> None:
         self.graph, self.model, self.groups = graph, model, list(groups)
         self.data, self.loss, self.seed, self.scores = data, loss, seed, scores
-        self.collects = bool(self.groups) and scores is None and data is None and saliency in ACCUMULATED
+        brought = bool(self.groups) and scores is None and data is None
+        self.collects = brought and saliency in BY_GATES
         if self.collects or scores is not None or not self.groups:
             self.name, self.saliency = str(getattr(saliency, "name", saliency)), None
         else:
             self.saliency = saliencies.find(saliency)
             self.name = self.saliency.name
+        own = self.saliency
+        self.average = own.average(graph, model, groups) if brought and isinstance(own, LoraPrune) else None
+        """Of what the gradients of adapters told at each step."""
         self.collector: Collector | None = None
         """What the backward passes since the last step brought, on this rank."""
         self.total: Collector | None = None
@@ -93,6 +100,8 @@ class Scorer:
 
     def flush(self) -> None:
         """The backward passes of a step are over, on all ranks."""
+        if self.average is not None:
+            self.average.add()
         if self.collector is not None and self.total is not None:
             self.collector.flush()
             self.total.add_sums(add_up(self.collector.sums()))
@@ -108,6 +117,8 @@ class Scorer:
             return agreed(self.scores)
         if self.before_merge is not None:
             return self.before_merge
+        if self.average is not None:
+            return agreed(self.average.scores())
         if self.total is None:
             return self._compute(period)
         if not self.total.sequences:
@@ -140,6 +151,7 @@ class Scorer:
         """What was collected, and scored ahead."""
         return {
             "collector": None if self.total is None else self.total.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "before_merge": None if self.before_merge is None else dict(self.before_merge),
         }
 
@@ -149,3 +161,5 @@ class Scorer:
         self.before_merge = None if ahead is None else {name: torch.as_tensor(s).cpu() for name, s in ahead.items()}
         if self.total is not None and state["collector"] is not None:
             self.total.load_state_dict(state["collector"])
+        if self.average is not None and state.get("average") is not None:
+            self.average.load_state_dict(state["average"])

@@ -7,6 +7,7 @@ from shearfx.saliency.fisher import Fisher
 from shearfx.saliency.flap import Flap
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
 from shearfx.saliency.llm_pruner import LlmPrunerElement1, LlmPrunerElement2, LlmPrunerVector1, LlmPrunerVector2
+from shearfx.saliency.loraprune import LoraPrune
 from shearfx.saliency.plain import Magnitude, Random
 from shearfx.saliency.sparsegpt import SparseGpt
 from shearfx.saliency.taylor import Taylor
@@ -25,6 +26,7 @@ __all__ = [
     "LoraAverageMagnitude",
     "LoraCosine",
     "LoraMagnitude",
+    "LoraPrune",
     "LoraTaylor",
     "LoraTaylor2",
     "Magnitude",

@@ -22,7 +22,8 @@ class Flap(Reading):
     cost, the order does not. Needs data, one forward pass per batch, no gradients; memory for two numbers per feature.
     The authors' code also squares the metric of attention before it is standardised; the paper has no such step.
 
-    Source: FLAP (An et al. 2023, arXiv 2312.11983), equations 4 (``WIFV``) and 5, section 3.3.
+    Source: FLAP (An et al. 2023, arXiv 2312.11983), the fluctuation metric (``WIFV`` in its code) and the adaptive
+    search over standardised metrics (``AL-AM``).
     """
 
     name = "flap"

@@ -33,7 +33,7 @@ class SparseGpt(Saliency):
             each part of the layers. Beside them, one layer's inverse is held in float64.
 
     Source: SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774), equations 2 and 3, with the columns of a structure
-    in the place of one weight: ZipLM (Kurtic et al. 2023, arXiv 2302.04089), equation 2.
+    in the place of one weight: ZipLM (Kurtic et al. 2023, arXiv 2302.04089), section 3.1.
     """
 
     name: ClassVar[str] = "sparsegpt"

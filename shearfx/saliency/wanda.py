@@ -21,7 +21,7 @@ class WandaSp(Reading):
     Needs data, one forward pass per batch, no gradients; memory for two numbers per feature.
 
     Source: Wanda (Sun et al. 2023, arXiv 2306.11695), equation 1, summed over structures as "Wanda-sp" of FLAP (An et
-    al. 2023, arXiv 2312.11983, section 4.1 and ``prune_wanda_sp`` of its code).
+    al. 2023, arXiv 2312.11983, ``prune_wanda_sp`` in its code).
     """
 
     name = "wanda_sp"
