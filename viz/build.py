@@ -12,13 +12,14 @@ import torch
 from torch import fx
 
 from shearfx.dims import Atom, leaves
-from shearfx.graph import Graph, Group, module_path, module_paths, source_of
+from shearfx.graph import Graph, Group, module_path, module_paths, natural, source_of
 from shearfx.pruning_plan import PruningPlan, check_terms, masks_of
 from shearfx.rules.registry import Dims, Record
 from shearfx.viz.folding import fold
-from shearfx.viz.labels import Labels
+from shearfx.viz.naming import named
 from shearfx.viz.palette import colors_of
 from shearfx.viz.scene import Box, GroupInfo, Item, Op, PinInfo, Scene, TensorInfo
+from shearfx.viz.terms import Terms
 
 __all__ = ["scene_of"]
 
@@ -53,7 +54,7 @@ class _Placed:
 class _Builder:
     def __init__(self, graph: Graph, plan: PruningPlan | None) -> None:
         self.graph, self.plan = graph, plan
-        self.labels = Labels(graph)
+        self.terms = Terms(graph)
         self.nodes = {node.name: node for node in graph.records}
         self.pins: dict[tuple[str, str, str], int] = {}
         self.composed = {c.path: c.kind for c in graph.composed}
@@ -73,9 +74,11 @@ class _Builder:
         groups = {g.name: self._group(g) for g in self.graph.groups}
         pins = tuple(self._pin(*key) for key in self.pins)
         tensors = {t.name: self._tensor(t.name) for t in self.graph.tensors.values()}
+        known = {g.name: (g.kind, g.size, g.certificate) for g in groups.values()}
+        root = fold(root, known, {t.name: t.dims for t in tensors.values()})
         planned = self.plan is not None
-        scene = Scene(name, fold(root), groups, pins, tensors, self._summary(), planned)
-        return colors_of(scene)
+        scene = Scene(name, root, groups, pins, tensors, self._summary(), planned)
+        return colors_of(named(scene))
 
     def _drawn(self, node: fx.Node) -> bool:
         """Sizes are no tensors, and parameters are drawn at the operators that read them."""
@@ -102,12 +105,13 @@ class _Builder:
         dims = [d for n in held for one in _each(self.graph.records[n].dims) for d in one]
         atoms = list(dict.fromkeys(a for d in dims for a in leaves(self.graph.solver.resolve(d))))
         members = {a: g for n in (node, *read) for a, g in self.groups_at.get(n, {}).items()}
-        groups = {**{a: members[a] for a in atoms if a in members}, **members}  # in the order of the dims
+        ordered = [*atoms, *sorted(members, key=lambda a: natural(members[a].name))]  # first as the dims have them
+        groups = {a: members[a] for a in ordered if a in members}
         return Op(
             name=node.name,
             kind=kind,
             title=node.name if kind == "input" else _title(node),
-            dims="; ".join(map(self.labels.dims, shown)),
+            dims="; ".join(map(self.terms.dims, shown)),
             inputs=tuple(dict.fromkeys(self._origin(n, node).name for n in node.all_input_nodes if self._drawn(n))),
             tensors=tuple(dict.fromkeys(self.graph.traced.tensors[n].name for n in read)),
             groups=tuple(g.name for g in groups.values()),
@@ -127,7 +131,7 @@ class _Builder:
 
     def _pin_of(self, atom: Atom) -> int:
         assert atom.pin is not None
-        key = (self.labels.term(atom), atom.pin.reason, atom.pin.node)
+        key = (self.terms.term(atom), atom.pin.reason, atom.pin.node)
         return self.pins.setdefault(key, len(self.pins))
 
     def _pin(self, dims: str, reason: str, node: str) -> PinInfo:
@@ -183,17 +187,17 @@ class _Builder:
         cuts = {c.name: c for c in self.plan.cuts} if self.plan else {}
         kept = None if self.plan is None else len(cuts[group.name].kept) if group.name in cuts else group.size
         return GroupInfo(
-            name=group.name, label=self.labels.names[group.atom], kind=group.kind, size=group.size,
+            name=group.name, label="", kind=group.kind, size=group.size,
             certificate=group.certificate, reason=group.reason,
             source=source_of(self.nodes[group.node]) if group.node in self.nodes else group.node, params=group.params,
-            members=tuple((m.name, m.dim, self.labels.term(m.term)) for m in group.members), kept=kept,
+            members=tuple((m.name, m.dim, self.terms.term(m.term)) for m in group.members), kept=kept,
         )  # fmt: skip
 
     def _tensor(self, name: str) -> TensorInfo:
         tensor = self.graph.tensors[name]
         dims = self.graph.tensor_dims.get(name)
         after = self.plan.shapes_after().get(name, tensor.shape) if self.plan else tensor.shape
-        return TensorInfo(name, tensor.kind, self.labels.dims(dims) if dims is not None else "", tensor.shape, after)
+        return TensorInfo(name, tensor.kind, self.terms.dims(dims) if dims is not None else "", tensor.shape, after)
 
     def _summary(self) -> str:
         total = self.graph.total_params

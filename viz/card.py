@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shearfx.viz.scene import Box, GroupInfo, Op, Scene
@@ -43,14 +43,14 @@ class Card:
 def card_of(scene: Scene, leaf: Leaf) -> Card:
     """Describe one node."""
     every = [op for copy in leaf.copies for op in copy]
-    chips = _chips(scene, dict.fromkeys(g for op in every for g in op.groups))
+    chips = _at(scene, leaf)
+    path = leaf.item.path if isinstance(leaf.item, Box) else ""
     pins = list(dict.fromkeys(p for op in leaf.shown for p in op.pins))
     pinned = not chips and any(op.fixed for op in leaf.shown)
     tensors = list(dict.fromkeys(t for op in leaf.shown for t in op.tensors))
-    lines = [line for line in (_what(leaf), *(_tensor(scene, t) for t in tensors)) if line]
+    lines = [line for line in (_what(leaf), *(_tensor(scene, t, path) for t in tensors)) if line]
     reasons = [f"{scene.pins[p].dims}: {scene.pins[p].reason}" for p in pins]
     certificates = [f"{c.label}: {_certificate(c.groups)}" for c in chips]
-    path = leaf.item.path if isinstance(leaf.item, Box) else ""
     source = next((op.source for op in leaf.shown if op.source), "")
     told = [path, leaf.shown[-1].dims, *tensors, *certificates, *(f"pinned {r}" for r in reasons), source]
     kept = _kept(scene, (t for op in every for t in op.tensors))
@@ -59,7 +59,10 @@ def card_of(scene: Scene, leaf: Leaf) -> Card:
 
 def legend_of(scene: Scene) -> tuple[Chip, ...]:
     """A chip for every label of the picture."""
-    return _chips(scene, scene.groups)
+    found: dict[str, list[GroupInfo]] = {}
+    for group in scene.groups.values():
+        found.setdefault(group.label, []).append(group)
+    return _chips(found)
 
 
 def short(text: str) -> str:
@@ -77,17 +80,24 @@ def _what(leaf: Leaf) -> str:
     return item.detail if item.kind == "composed" else f"{item.detail}: {counted}"
 
 
-def _tensor(scene: Scene, name: str) -> str:
+def _tensor(scene: Scene, name: str, path: str) -> str:
     tensor = scene.tensors[name]
     if len(tensor.shape) < 2:  # biases and norms have the dims of the result
         return ""
-    return f"{name.rpartition('.')[2]}: {tensor.dims}"
+    inside = path and name.startswith(f"{path}.")
+    return f"{name.removeprefix(f'{path}.') if inside else name.rpartition('.')[2]}: {tensor.dims}"
 
 
-def _chips(scene: Scene, names: Iterable[str]) -> tuple[Chip, ...]:
-    found: dict[str, list[GroupInfo]] = {}
-    for name in names:
-        found.setdefault(scene.groups[name].label, []).append(scene.groups[name])
+def _at(scene: Scene, leaf: Leaf) -> tuple[Chip, ...]:
+    """A chip for each group of the copy that is shown; it stands for those at the same place of the other copies."""
+    found: dict[str, dict[str, GroupInfo]] = {}
+    for copies in zip(*leaf.copies, strict=True):
+        for names in zip(*(op.groups for op in copies), strict=True):
+            found.setdefault(scene.groups[names[0]].label, {}).update({n: scene.groups[n] for n in names})
+    return _chips({label: list(groups.values()) for label, groups in found.items()})
+
+
+def _chips(found: Mapping[str, Sequence[GroupInfo]]) -> tuple[Chip, ...]:
     chips = []
     for label, groups in found.items():
         text = label

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +16,22 @@ LONGEST = 12
 """Siblings that one repetition may be made of: hybrid models repeat patterns of some eight layers."""
 
 
-def fold(box: Box) -> Box:
-    """Return the box with repeated siblings folded, at every depth."""
-    children = [fold(c) if isinstance(c, Box) else c for c in box.children]
-    return replace(box, children=tuple(_folded(box.id, children)))
+def fold(box: Box, known: Mapping[str, Any], terms: Mapping[str, str]) -> Box:
+    """Return the box with repeated siblings folded, at every depth.
+
+    Args:
+        box: with terms in which groups stand by number.
+        known: for each group by name, what has to be the same where it repeats: kind, size, certificate.
+        terms: the dims of each tensor.
+    """
+    children = [fold(c, known, terms) if isinstance(c, Box) else c for c in box.children]
+    return replace(box, children=tuple(_folded(box.id, children, known, terms)))
 
 
-def _folded(parent: str, children: Sequence[Item]) -> list[Item]:
-    shapes = [_shape(c) if isinstance(c, Box) and c.kind != "line" else None for c in children]
+def _folded(
+    parent: str, children: Sequence[Item], known: Mapping[str, Any], terms: Mapping[str, str]
+) -> list[Item]:
+    shapes = [_shape(c, known, terms) if isinstance(c, Box) and c.kind != "line" else None for c in children]
     wires = [_wires(c) for c in children]
     result: list[Item] = []
     at = 0
@@ -82,21 +91,26 @@ def _wires(item: Item) -> tuple[list[str], dict[str, int]]:
     return list(outside), places
 
 
-def _shape(box: Box) -> tuple[Any, ...]:
+def _shape(box: Box, known: Mapping[str, Any], terms: Mapping[str, str]) -> tuple[Any, ...]:
     """What a box is made of, free of the names of layers and nodes."""
     places = {op.name: i for i, op in enumerate(operators(box))}
     outside: dict[str, int] = {}
     groups: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     tensors: dict[str, int] = {}
+
+    def term(template: str) -> str:
+        return re.sub(r"\{(\d+)\}", lambda found: f"#{numbers.setdefault(found[1], len(numbers))}", template)
 
     def of(item: Item) -> Any:
         if isinstance(item, Op):
             return (
-                item.kind, item.title, item.dims, item.fixed,
+                item.kind, item.title, term(item.dims), item.fixed,
                 tuple(("in", places[n]) if n in places else ("out", outside.setdefault(n, len(outside)))
                       for n in item.inputs),
-                tuple((star(g), groups.setdefault(g, len(groups))) for g in item.groups),
-                tuple((star(t), tensors.setdefault(t, len(tensors))) for t in item.tensors),
+                tuple((known[g], groups.setdefault(g, len(groups))) for g in item.groups),
+                tuple((t.rpartition(".")[2], term(terms[t]), tensors.setdefault(t, len(tensors)))
+                      for t in item.tensors),
             )  # fmt: skip
         if isinstance(item, Fold):
             return ("fold", tuple(tuple(map(of, copy)) for copy in item.copies))

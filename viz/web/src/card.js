@@ -23,11 +23,20 @@ const range = (sizes) => {
 /** Coloured labels of groups, one for all that share a label; under a plan with the sizes before and after. */
 export function chipsOf(scene, groups) {
   const found = new Map();
-  for (const i of groups) {
-    const group = scene.groups[i];
-    if (!found.has(group.label)) found.set(group.label, []);
-    found.get(group.label).push(group);
-  }
+  for (const i of groups) add(found, scene.groups[i].label, [scene.groups[i]]);
+  return chips(scene, found);
+}
+
+/** A chip for each group of the copy that is shown; it stands for those at the same place of the other copies. */
+export function chipsAt(scene, leaf) {
+  const found = new Map();
+  leaf.shown.forEach((op, i) => op.groups.forEach((g, j) => add(found, scene.groups[g].label, leaf.copies.map((copy) => scene.groups[copy[i].groups[j]]))));
+  return chips(scene, found);
+}
+
+const add = (found, label, groups) => found.set(label, unique([...(found.get(label) ?? []), ...groups]));
+
+function chips(scene, found) {
   return [...found].map(([label, all]) => {
     const cut = all.some((g) => g.kept !== null && g.kept < g.size);
     const sizes = `${range(all.map((g) => g.size))}→${range(all.map((g) => g.kept ?? g.size))}`;
@@ -44,9 +53,11 @@ function keptOf(scene, tensors) {
   return scene.planned && after < before ? after / before : null;
 }
 
+const nameIn = (path, name) => (path && name.startsWith(`${path}.`) ? name.slice(path.length + 1) : name.slice(name.lastIndexOf(".") + 1));
+
 export function cardOf(scene, leaf) {
   const every = leaf.copies.flat();
-  const chips = chipsOf(scene, unique(every.flatMap((op) => op.groups)));
+  const labels = chipsAt(scene, leaf);
   const tensors = unique(leaf.shown.flatMap((op) => op.tensors)).map((i) => scene.tensors[i]);
   const lines = [];
   if (leaf.item.detail && leaf.item.kind !== "line") {
@@ -54,14 +65,14 @@ export function cardOf(scene, leaf) {
     lines.push(leaf.item.kind === "composed" ? leaf.item.detail : `${leaf.item.detail}: ${what}`);
   } else if (leaf.shown.length > 3) lines.push(`${leaf.shown.length} operators`);
   for (const tensor of tensors) {
-    if (tensor.shape.length > 1) lines.push(`${tensor.name.slice(tensor.name.lastIndexOf(".") + 1)}: ${tensor.dims}`);
+    if (tensor.shape.length > 1) lines.push(`${nameIn(leaf.item.path, tensor.name)}: ${tensor.dims}`);
   }
   const card = {
-    title: short(leaf.item.title), lines: lines.map(short), chips, pinned: !chips.length && leaf.shown.some((op) => op.fixed),
+    title: short(leaf.item.title), lines: lines.map(short), chips: labels, pinned: !labels.length && leaf.shown.some((op) => op.fixed),
     kept: keptOf(scene, unique(every.flatMap((op) => op.tensors))), more: leaf.shown.length > 1,
   };
   const rows = [[]];
-  for (const chip of chips) {
+  for (const chip of labels) {
     chip.width = widthOf(chip.text, 10) + 10;
     if (rows.at(-1).length === 4) rows.push([]);
     rows.at(-1).push(chip);

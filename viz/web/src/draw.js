@@ -1,10 +1,12 @@
 // The picture: SVG of what is on the screen and large enough to be read, made when it comes into view.
-import { curveBasis, line } from "d3-shape";
+import { curveBasis, curveLinear, line } from "d3-shape";
 
 const SVG = "http://www.w3.org/2000/svg";
-const SMALLEST = 46; // pixels: a box lower than this on the screen shows no inside
+const SMALLEST = 12; // pixels: a box lower than this on the screen shows no inside
+const LEGIBLE = 0.22; // below this scale there are no texts, and no edges inside of inner boxes
 const MARGIN = 200; // pixels around the screen that are drawn already
 const curve = line().curve(curveBasis);
+const straight = line().curve(curveLinear);
 
 export function make(name, attributes = {}, text = null) {
   const element = document.createElementNS(SVG, name);
@@ -31,6 +33,7 @@ export class Picture {
   /** Draw what `transform` brings into view, let go of what it takes away. */
   sync(transform) {
     this.layer.setAttribute("transform", transform);
+    this.svg.classList.toggle("far", transform.k < LEGIBLE);
     const { width, height } = this.svg.getBoundingClientRect();
     const seen = [
       (-MARGIN - transform.x) / transform.k, (-MARGIN - transform.y) / transform.k,
@@ -41,14 +44,15 @@ export class Picture {
 
   visit(node, x, y, [left, top, right, bottom], scale, depth) {
     const inside = node.element.inside;
-    const large = node.height * scale >= SMALLEST || depth === 0;
-    if (!large) {
-      if (node.filled) inside.replaceChildren();
+    if (depth && node.height * scale < SMALLEST) {
+      inside.replaceChildren();
       node.filled = false;
       return;
     }
-    if (!node.filled) inside.append(...this.edges(node));
-    node.filled = true;
+    const edges = scale >= LEGIBLE || depth < 3;
+    if (edges && !node.filled) inside.prepend(...this.edges(node));
+    else if (!edges && node.filled) inside.replaceChildren();
+    node.filled = edges;
     for (const child of node.children) {
       const [cx, cy] = [x + child.x, y + child.y];
       const visible = cx < right && cx + child.width > left && cy < bottom && cy + child.height > top;
@@ -56,6 +60,7 @@ export class Picture {
       if (visible && !element.parentNode) inside.append(element);
       else if (visible && element.parentNode !== inside) inside.append(element);
       else if (!visible && element) element.remove();
+      if (visible && !child.children) this.detail(child, scale);
       if (visible && child.children) this.visit(child, cx, cy, [left, top, right, bottom], scale, depth + 1);
     }
   }
@@ -118,9 +123,10 @@ export class Picture {
   }
 
   edges(cluster) {
-    const found = [];
-    for (const { points, lines, x, y, arrow, full } of cluster.routes) {
-      const path = make("path", { class: "edge", d: curve(points) });
+    const [found, labels] = [[], []];
+    for (const { points, lines, x, y, arrow, full, straight: plain } of cluster.routes) {
+      const way = plain ? straight : curve;
+      const path = make("path", { class: "edge", d: way(points) });
       path.append(make("title", {}, full));
       found.push(path);
       if (arrow) {
@@ -130,19 +136,39 @@ export class Picture {
       }
       lines.forEach((text, i) => {
         const at = y - 6 * lines.length + 12 * i + 9;
-        found.push(make("text", { class: "label", x, y: at, "text-anchor": "middle" }, text));
+        labels.push(make("text", { class: "label", x, y: at, "text-anchor": "middle" }, text));
       });
     }
-    return found;
+    return [...found, ...labels]; // texts lie over lines
+  }
+
+  /** Texts and labels of a node, while they can be read. */
+  detail(node, scale) {
+    const legible = scale >= LEGIBLE;
+    if (legible && !node.told) {
+      node.told = make("g");
+      this.write(node, node.told);
+    }
+    if (legible && !node.told.parentNode) node.element.group.append(node.told);
+    else if (!legible) node.told?.remove();
   }
 
   leaf(node) {
     const { card } = node;
     const group = this.frame(node, `leaf${card.pinned ? " pinned" : ""}${card.more ? " more" : ""}`);
+    if (card.chips.length) {
+      const width = node.width / card.chips.length;
+      card.chips.forEach((chip, i) => group.append(make("rect", { class: "stripe", x: i * width, y: node.height - 4, width, height: 4, fill: chip.color })));
+    }
+    return { group };
+  }
+
+  write(node, group) {
+    const { card } = node;
     const middle = node.width / 2;
     const pins = node.shown.flatMap((op) => op.pins).map((i) => `${this.scene.pins[i].dims}: ${this.scene.pins[i].reason}`);
     const told = [node.item.path, node.shown.at(-1).dims, ...(pins.length ? ["pinned", ...new Set(pins)] : [])];
-    group.firstChild.append(make("title", {}, told.filter(Boolean).join("\n")));
+    node.element.group.firstChild.append(make("title", {}, told.filter(Boolean).join("\n")));
     group.append(make("text", { class: "title", x: card.more ? middle - 12 : middle, y: 16, "text-anchor": "middle" }, card.title));
     let y = 29;
     for (const text of card.lines) {
@@ -166,6 +192,5 @@ export class Picture {
       y += 19;
     }
     if (card.more) group.append(this.toggle(node, node.width - 21, 5, "+", `show its ${node.shown.length} operators`));
-    return { group };
   }
 }

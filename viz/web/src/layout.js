@@ -2,6 +2,7 @@
 // leave a box do so at ports on its border.
 import { Graph, layout as arrange } from "@dagrejs/dagre";
 import { cardOf, short, widthOf } from "./card.js";
+import { arrangeGrid } from "./grid.js";
 
 const PAD = 14;
 const HEAD = 28;
@@ -26,7 +27,8 @@ export function place(scene, view) {
   for (const edge of view.edges) connect(edge, chains.get(edge.source), chains.get(edge.target));
   const arrangeAll = (cluster) => {
     cluster.children.forEach((child) => child.children && arrangeAll(child));
-    arrangeOne(cluster);
+    if (cluster.item.kind === "fold" && !cluster.repeat) arrangeGrid(cluster, PAD, HEAD);
+    else arrangeOne(cluster);
   };
   arrangeAll(view.root);
   view.root.x = view.root.y = 0;
@@ -54,75 +56,81 @@ function connect(edge, from, to) {
   }
 }
 
+const known = new Map(); // layouts that were made, by what went into them: layers that look alike need one
+
 function arrangeOne(cluster) {
-  const graph = new Graph({ multigraph: true });
-  graph.setGraph({ rankdir: "TB", nodesep: 16, edgesep: 10, ranksep: 14 });
-  graph.setDefaultEdgeLabel(() => ({}));
-  for (const child of cluster.children) graph.setNode(child.id, { width: child.width, height: child.height });
-  // ports stay at the border: they hang on an unseen node above or below everything, by heavy edges
-  const ports = (side, kind, end) => {
-    if (side.size) graph.setNode(end, { width: 1, height: 1 });
-    for (const id of side.keys()) {
-      graph.setNode(kind + id, { width: 6, height: 1 });
-      graph.setEdge(...(kind === "in " ? [end, kind + id] : [kind + id, end]), { weight: 20, minlen: 1, width: 0, height: 0 }, "port");
-    }
-  };
-  ports(cluster.ins, "in ", "in");
-  ports(cluster.outs, "out ", "out");
-  for (const [key, link] of cluster.links) {
+  const places = new Map(cluster.children.map((child, i) => [child, `c${i}`]));
+  const ports = new Map([...new Set([...cluster.ins.keys(), ...cluster.outs.keys()])].map((id, i) => [id, i]));
+  const links = [...cluster.links.values()];
+  const nodes = cluster.children.map((child) => [places.get(child), child.width, child.height]);
+  const edges = links.map((link) => {
     link.lines = [...link.dims].slice(0, 2).map(short);
     if (link.dims.size > 2) link.lines.push(`and ${link.dims.size - 2} more`);
+    const port = ports.get(link.source.id);
     const width = Math.max(0, ...link.lines.map((line) => widthOf(line, 10))) + (link.lines.length ? 10 : 0);
-    const a = link.a ? link.a.id : `in ${link.source.id}`;
-    const b = link.b ? link.b.id : `out ${link.source.id}`;
-    graph.setEdge(a, b, { width, height: 12 * link.lines.length, labelpos: "c", minlen: 1, weight: link.a && link.b ? 2 : 1 }, key);
-  }
-  arrange(graph);
-  const box = bounds(graph, cluster);
-  const [dx, dy] = [PAD - box.left, HEAD + PAD / 2 - box.top];
-  for (const child of cluster.children) {
-    const { x, y } = graph.node(child.id);
-    child.x = x - child.width / 2 + dx;
-    child.y = y - child.height / 2 + dy;
-  }
+    return [link.a ? places.get(link.a) : `in ${port}`, link.b ? places.get(link.b) : `out ${port}`, width, 12 * link.lines.length, port ?? -1];
+  });
+  const [ins, outs] = [[...cluster.ins.keys()], [...cluster.outs.keys()]].map((ids) => ids.map((id) => ports.get(id)));
+  const key = JSON.stringify([nodes, edges, ins, outs]);
+  if (!known.has(key)) known.set(key, solve(nodes, edges, ins, outs));
+  const found = known.get(key);
+  cluster.children.forEach((child, i) => ([child.x, child.y] = found.corners[i]));
   const title = widthOf(cluster.title, 12, true) + widthOf(short(cluster.detail), 10) + (cluster.repeat ? 40 : 0) + 90;
-  cluster.width = Math.max(box.right - box.left + 2 * PAD, title);
-  cluster.height = box.bottom - box.top + HEAD + PAD * 1.5;
-  for (const [id, port] of cluster.ins) port.x = graph.node(`in ${id}`).x + dx;
-  for (const [id, port] of cluster.outs) port.x = graph.node(`out ${id}`).x + dx;
-  cluster.routes = [...cluster.links].map(([key, link]) => route(graph, cluster, key, link, dx, dy));
+  cluster.width = Math.max(found.width, title);
+  cluster.height = found.height;
+  for (const [id, port] of cluster.ins) port.x = found.ports[`in ${ports.get(id)}`];
+  for (const [id, port] of cluster.outs) port.x = found.ports[`out ${ports.get(id)}`];
+  cluster.routes = links.map((link, i) => route(cluster, link, found.edges[i]));
 }
 
-function bounds(graph, cluster) {
-  const box = { left: Infinity, right: -Infinity, top: Infinity, bottom: -Infinity };
-  const add = (x, y, width, height) => {
-    box.left = Math.min(box.left, x - width / 2);
-    box.right = Math.max(box.right, x + width / 2);
-    box.top = Math.min(box.top, y - height / 2);
-    box.bottom = Math.max(box.bottom, y + height / 2);
+/** Layout by dagre: corners of the nodes, ports, points and label of each edge, and the size of it all. */
+function solve(nodes, edges, ins, outs) {
+  const graph = new Graph({ multigraph: true });
+  graph.setGraph({ rankdir: "TB", nodesep: 16, edgesep: 10, ranksep: 14 });
+  for (const [id, width, height] of nodes) graph.setNode(id, { width, height });
+  // ports stay at the border: they hang on an unseen node above or below everything, by heavy edges
+  for (const [end, ids] of [["in", ins], ["out", outs]]) {
+    if (ids.length) graph.setNode(end, { width: 1, height: 1 });
+    for (const id of ids) {
+      graph.setNode(`${end} ${id}`, { width: 6, height: 1 });
+      const [a, b] = end === "in" ? [end, `in ${id}`] : [`out ${id}`, end];
+      graph.setEdge(a, b, { weight: 20, minlen: 1, width: 0, height: 0 }, "port");
+    }
+  }
+  edges.forEach(([a, b, width, height], i) => {
+    const weight = a.startsWith("in") || b.startsWith("out") ? 1 : 2;
+    graph.setEdge(a, b, { width, height, labelpos: "c", minlen: 1, weight }, `e${i}`);
+  });
+  arrange(graph);
+  const routes = edges.map(([a, b], i) => graph.edge(a, b, `e${i}`));
+  const box = bounds(graph, nodes, routes);
+  const [dx, dy] = [PAD - box.left, HEAD + PAD / 2 - box.top];
+  const corners = nodes.map(([id, width, height]) => [graph.node(id).x - width / 2 + dx, graph.node(id).y - height / 2 + dy]);
+  const ports = {};
+  for (const id of ins) ports[`in ${id}`] = graph.node(`in ${id}`).x + dx;
+  for (const id of outs) ports[`out ${id}`] = graph.node(`out ${id}`).x + dx;
+  return {
+    corners, ports, width: box.right - box.left + 2 * PAD, height: box.bottom - box.top + HEAD + PAD * 1.5,
+    edges: routes.map((edge) => ({ points: edge.points.map(({ x, y }) => [x + dx, y + dy]), x: edge.x + dx, y: edge.y + dy })),
   };
-  for (const child of cluster.children) {
-    const { x, y } = graph.node(child.id);
-    add(x, y, child.width, child.height);
-  }
-  for (const name of graph.edges()) {
-    const edge = graph.edge(name);
-    if (name.name === "port") continue;
-    for (const { x } of edge.points) add(x, (box.top + box.bottom) / 2, 0, 0);
-    if (edge.width) add(edge.x, edge.y, edge.width, edge.height);
-  }
-  return box;
 }
 
-function route(graph, cluster, key, link, dx, dy) {
-  const a = link.a ? link.a.id : `in ${link.source.id}`;
-  const b = link.b ? link.b.id : `out ${link.source.id}`;
-  const edge = graph.edge(a, b, key);
-  const points = edge.points.map(({ x, y }) => [x + dx, y + dy]);
+function bounds(graph, nodes, routes) {
+  const boxes = nodes.map(([id, width, height]) => ({ ...graph.node(id), width, height }));
+  const labels = routes.filter((edge) => edge.width);
+  const all = [...boxes, ...labels];
+  const across = [...all.flatMap(({ x, width }) => [x - width / 2, x + width / 2]), ...routes.flatMap((edge) => edge.points.map(({ x }) => x))];
+  const down = all.flatMap(({ y, height }) => [y - height / 2, y + height / 2]);
+  return { left: Math.min(...across), right: Math.max(...across), top: Math.min(...down), bottom: Math.max(...down) };
+}
+
+/** An edge of a cluster, tied to the ports of the boxes that it leaves and enters. */
+function route(cluster, link, edge) {
+  const points = [...edge.points];
   const id = link.source.id;
   if (!link.a) points[0] = [cluster.ins.get(id).x, 0];
   else if (link.a.children) points[0] = [link.a.x + link.a.outs.get(id).x, link.a.y + link.a.height];
   if (!link.b) points[points.length - 1] = [cluster.outs.get(id).x, cluster.height];
   else if (link.b.children) points[points.length - 1] = [link.b.x + link.b.ins.get(id).x, link.b.y];
-  return { points, lines: link.lines, x: edge.x + dx, y: edge.y + dy, arrow: Boolean(link.b) && !link.b.children, full: [...link.dims].join("\n") };
+  return { points, lines: link.lines, x: edge.x, y: edge.y, arrow: Boolean(link.b) && !link.b.children, full: [...link.dims].join("\n") };
 }

@@ -9,6 +9,7 @@ import { addSearch } from "./search.js";
 
 const scene = readScene(JSON.parse(document.getElementById("data").textContent));
 const svg = document.getElementById("picture");
+const READABLE = 0.75; // scale at which the page opens, at least
 const choices = new Map(); // id of an item: whether the reader opened it
 let view = null;
 let transform = zoomIdentity;
@@ -60,11 +61,13 @@ function corner(node) {
   return [x, y];
 }
 
-function look_at(node, most = 1.4) {
+/** Bring a node to the middle, as large as fits; where that would be less than `least`, its top. */
+function lookAt(node, least = 0) {
   const { width, height } = svg.getBoundingClientRect();
-  const scale = Math.min(most, (0.9 * width) / node.width, (0.9 * height) / node.height);
+  const scale = Math.max(least, Math.min(1.4, (0.94 * width) / node.width, (0.94 * height) / node.height));
   const [x, y] = corner(node);
-  const to = zoomIdentity.translate(width / 2 - scale * (x + node.width / 2), height / 2 - scale * (y + node.height / 2)).scale(scale);
+  const top = Math.max(12, height / 2 - (scale * node.height) / 2);
+  const to = zoomIdentity.translate(width / 2 - scale * (x + node.width / 2), top - scale * y).scale(scale);
   select(svg).call(behaviour.transform, to);
   picture.sync(transform);
 }
@@ -92,7 +95,7 @@ function reveal(item, inside = item) {
   const ops = opsOf(scene, item);
   const node = nodeOf(item.id) ?? view.place[ops[0].index].leaf;
   choose(node);
-  look_at(node);
+  lookAt(node);
 }
 
 const contains = (outer, item) => {
@@ -137,10 +140,10 @@ function all(open) {
   choices.clear();
   if (open) for (const item of scene.items.values()) if (item.kind === "fold") choices.set(item.id, true);
   redraw();
-  look_at(view.root);
+  lookAt(view.root);
 }
 
-const keys = { f: () => look_at(view.root), u: () => all(true), Escape: () => act("none"), "/": () => input.focus() };
+const keys = { f: () => lookAt(view.root), u: () => all(true), Escape: () => act("none"), "/": () => input.focus() };
 const step = (factor) => () => select(svg).call(behaviour.scaleBy, factor);
 const tools = [["fit", "fit", keys.f], ["+", "zoom in", step(1.4)], ["−", "zoom out", step(1 / 1.4)], ["unfold all", "unfold every layer", keys.u], ["fold all", "fold again", () => all(false)]];
 document.getElementById("tools").append(...tools.map(([text, what, does]) => tag("button", { title: what, "aria-label": what, onclick: does }, text)));
@@ -155,4 +158,5 @@ svg.setAttribute("aria-label", `${scene.title}: ${scene.summary}`);
 panel.overview();
 panel.keys();
 redraw();
-look_at(view.root);
+lookAt(view.root, READABLE);
+addEventListener("beforeprint", () => lookAt(view.root));

@@ -1,5 +1,5 @@
 // What is said beside the picture. Names come from models of strangers: they go in as text, never as markup.
-import { chipsOf } from "./card.js";
+import { chipsAt, chipsOf } from "./card.js";
 
 export function tag(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -50,7 +50,7 @@ export class Panel {
       tag("h2", {}, item.path ?? item.name ?? item.title), tag("p", { class: "muted" }, [item.title, item.detail].filter(Boolean).join(" · ")),
       copies && tag("p", { class: "muted" }, copies),
       tag("h3", {}, "result"), tag("p", {}, tag("code", {}, ops.at(-1).dims || "none")),
-      ...this.section("groups", chipsOf(this.scene, unique(ops.flatMap((op) => op.groups))).map((chip) => tag("li", {}, this.badge(chip.groups[0]), ` ${chip.groups[0].certificate}`))),
+      ...this.section("groups", chipsAt(this.scene, leaf).map((chip) => tag("li", {}, this.badge(chip.groups[0]), ` ${chip.groups[0].certificate}`))),
       ...this.section("parameters", tensors.map((t) => this.tensor(t))),
       ...this.section("why is this pinned?", unique(ops.flatMap((op) => op.pins)).map((i) => this.pin(this.scene.pins[i]))),
       ...this.section("source", unique(ops.map((op) => op.source)).filter(Boolean).slice(0, 6).map((s) => tag("li", {}, tag("code", {}, s)))),
