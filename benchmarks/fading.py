@@ -40,6 +40,8 @@ from shearfx.training import losses_of
 
 ROWS = record.RESULTS / "fading_rows.json"
 PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0, "saliency": "fisher", "cuts": 1}
+FEW = ", fitted on 32 windows"
+"""What rows were measured with before least squares got more windows than gradients."""
 BOTH = PLAIN | {"compensation": True, "distill": 0.5}
 FADED = PLAIN | {"prune_share": 0.5}
 CHOICES = {
@@ -53,6 +55,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "at once, distilled": PLAIN | {"distill": 0.5},
     "at once, compensated, distilled": BOTH,
     "at once, compensated_fisher": BOTH | {"saliency": "compensated_fisher"},
+    "in 3 cuts": BOTH | {"cuts": 3},
+    "in 6 cuts": BOTH | {"cuts": 6},
     "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
     "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},
     "LHSPG, 5 periods": FADED,
@@ -64,6 +68,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "LHSPG, 5 periods, compensated_fisher": FADED
     | {"compensation": True, "distill": 0.5, "saliency": "compensated_fisher"},
     "LHSPG, 5 periods, half-space 0.9": FADED | {"half_space_eps": 0.9},
+    **{
+        f"{name}{FEW}": options | {"fitting_windows": 32}
+        for name, options in {
+            "at once, compensated": PLAIN | {"compensation": True},
+            "at once, compensated, distilled": BOTH,
+            "at once, compensated_fisher": BOTH | {"saliency": "compensated_fisher"},
+            "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
+            "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},
+            "LHSPG, 5 periods, compensated, distilled": FADED | {"compensation": True, "distill": 0.5},
+            "LHSPG, 5 periods, compensated_fisher": FADED
+            | {"compensation": True, "distill": 0.5, "saliency": "compensated_fisher"},
+        }.items()
+    },
     "paper": {"recipe": "paper", "gamma": None, "min_tokens": 0},
 }
 COLUMNS = ("model", "ratio", "tokens", "method", "cut", "recovered", "spread", "gap closed", "minutes", "seeds")

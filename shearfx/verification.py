@@ -83,11 +83,11 @@ def verify(
         raise SoundnessError(
             message("the model returns no tensor that could be compared", todo="verify a module that returns one")
         )
-    masked = _run(mask(full, plan), inputs, double)
+    masked = outputs_of(mask(full, plan), inputs, double)
     errors: dict[str, float] = {}
     for name, form in forms.items():
         call = {k: v for k, v in inputs.items() if k in graph.traced.inputs} if name == "fx" else inputs
-        errors[name] = _compare(masked, _run(form, call, double), name)
+        errors[name] = compare(masked, outputs_of(form, call, double), name)
     worst = max(errors.values())
     if worst > tolerance:
         guilty = max(errors, key=lambda name: errors[name])
@@ -119,7 +119,8 @@ def _fits(graph: Graph, inputs: Mapping[str, Any]) -> bool:
     return True
 
 
-def _run(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
+def outputs_of(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
+    """What a module returns that can be compared: floating tensors, or others where there are none."""
     with evaluation(module), torch.no_grad():
         if double:
             with double_precision():
@@ -135,7 +136,7 @@ def _run(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[tor
 
 def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
     try:
-        return _run(model, inputs, double)
+        return outputs_of(model, inputs, double)
     except Exception as error:  # whatever the model's own code raises
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
@@ -147,7 +148,12 @@ def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list
         ) from error
 
 
-def _compare(masked: list[torch.Tensor], cut: list[torch.Tensor], form: str) -> float:
+def compare(masked: list[torch.Tensor], cut: list[torch.Tensor], form: str) -> float:
+    """The relative error of a form.
+
+    Raises:
+        SoundnessError: other shapes, or a number that is not finite.
+    """
     if [t.shape for t in masked] != [t.shape for t in cut]:
         raise SoundnessError(
             message(
