@@ -36,6 +36,7 @@ from shearfx.architectures import (
     without_storage,
 )
 from shearfx.atomic import PLAN_FILE, new_folder, write_text
+from shearfx.bias_compensation import add_biases, added_biases, options_with
 from shearfx.construction import construct, example_call
 from shearfx.errors import CheckpointError, PlanError, message
 from shearfx.filling import Source, fill
@@ -99,7 +100,8 @@ def save(
     plain = PlainConfig(None, reason="it is a graph of operators, not the original class")
     if form == "module":
         plain = plain_config(small, plan, original_config)
-    plan = dataclasses.replace(plan, config=dict(plain.fields), options={**plan.options, "form": form})
+    options = options_with(plan.options, added_biases(small, plan)) | {"form": form}
+    plan = dataclasses.replace(plan, config=dict(plain.fields), options=options)
     if form == "fx" and original_config is not None:  # another implementation makes another graph
         plan.options["implementations"] = implementations_of(original_config)
     base = adapters.unwrapped(small)
@@ -138,6 +140,7 @@ def contents_of(small: nn.Module, plan: PruningPlan, *, hollow: bool = False) ->
         CheckpointError: the model's state is more than tensors, or is on the meta device.
     """
     wanted = plan.shapes_after()
+    wanted |= {f"{path}.bias": wanted[f"{path}.weight"][:1] for path in added_biases(small, plan)}
     tensors, state = named_tensors(small), small.state_dict(keep_vars=True)
     configs = adapters.configs_of(small)
     for name in state:
@@ -264,7 +267,7 @@ def load(
         todo = f"give the full-size model: shearfx.load(path, model=...), a {plan.model}"
         what = "the folder does not say how to build the model"
         raise OriginalNeededError(message(what, where=str(folder), todo=todo))
-    with _sources(folder, small) as sources:
+    with _sources(folder, add_biases(small, plan)) as sources:
         fill(small, sources)
     _generation(folder, small)
     return small.to(device).eval()

@@ -43,7 +43,8 @@ class Moments:
         groups = [g for g in graph.groups if g.name in cut]
         self.kept: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
-        self._sites: list[GateSite] = []
+        self.sites: list[GateSite] = []
+        """Inputs of the layers that are watched."""
         for site in places(graph, model, groups).sites:
             if site.side != "in" or not isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
                 continue
@@ -54,16 +55,16 @@ class Moments:
                 stays[-1] = True
                 gone |= ~stays[where]
             self.kept[site.path] = (~gone).nonzero().flatten()
-            self._sites.append(site)
+            self.sites.append(site)
 
     def parts(self, memory: int | None) -> list[list[str]]:
         """The layers by path, in parts whose moments take no more than so many bytes (but one layer at least)."""
-        return [[site.path for site in part] for part in parted(self._sites, memory)]
+        return [[site.path for site in part] for part in parted(self.sites, memory)]
 
     @contextmanager
     def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
         """For the while, forward passes add to the moments: of these layers, or of all."""
-        with second_moments(site for site in self._sites if paths is None or site.path in paths) as self.sums:
+        with second_moments(site for site in self.sites if paths is None or site.path in paths) as self.sums:
             yield self
 
     def solve(self, path: str, weight: Tensor, ridge: float = RIDGE) -> Tensor:

@@ -9,13 +9,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from shearfx.errors import PlanError, message
 
 Gamma = float | Literal["auto"] | None
+Compensation = Literal["least_squares", "bias", "none"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class ShearConfig:
     PEFT adapter."""
     cuts: int = 3
     """Cuts in which the ratio is reached where structures go at once; each is scored on what the one before left."""
-    compensation: bool = True
-    """Whether the layers that read what goes are fitted by least squares to what they gave before: at once, or while it
-    fades."""
+    compensation: Compensation = "least_squares"
+    """What the layers that read what goes get for it: a fit by least squares to what they gave before (true), at
+    once or while it fades; a bias that keeps their mean output (FLAP; at once only); or none (false)."""
 
     # -- Algorithm 5
     rounds: int = 4
@@ -136,6 +137,10 @@ class ShearConfig:
     """What a run that is killed loses at most."""
     recipe: Literal["default", "paper"] = "default"
     """Where the defaults come from."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compensation, bool):  # as it was written before there were several
+            object.__setattr__(self, "compensation", "least_squares" if self.compensation else "none")
 
     @classmethod
     def paper(cls, **changes: Any) -> ShearConfig:
@@ -224,14 +229,17 @@ class ShearConfig:
                 f"merge: {self.merge}, carrier: {self.carrier} change the weights that the full model's word comes from"
             )
             raise PlanError(message(what, where="distill", todo="set distill: 0, or merge: end and carrier: gates"))
-        if self.carrier == "weights" and self.prune_share > 0 and self.compensation:
+        if self.carrier == "weights" and self.prune_share > 0 and self.compensation != "none":
             what = "carrier: weights fades the weights that would be refitted"
-            raise PlanError(message(what, where="compensation", todo="set compensation: false, or carrier: gates"))
+            raise PlanError(message(what, where="compensation", todo="set compensation: none, or carrier: gates"))
+        if self.compensation == "bias" and self.prune_share > 0:
+            what = "compensation: bias is for structures that go at once"
+            raise PlanError(message(what, where="compensation", todo="set prune_share: 0, or another compensation"))
 
 
 PAPER: dict[str, Any] = {
     "recipe": "paper", "min_tokens": 64, "gamma": 0.2, "saliency": "combined", "prune_share": 0.5,
-    "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "cuts": 1, "compensation": False, "distill": 0.0,
+    "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "cuts": 1, "compensation": "none", "distill": 0.0,
 }  # fmt: skip
 """What the paper says, or its authors' code; it gives no numbers for gamma, the ratios, periods or steps."""
 
@@ -255,6 +263,10 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         if "None" in text or text == "Gamma":
             return None
         raise _bad(name, value, f"a {text}")
+    if text == "Compensation":
+        if value not in get_args(Compensation) and not isinstance(value, bool):
+            raise _bad(name, value, f"one of {', '.join(get_args(Compensation))}")
+        return value
     if text.startswith("Literal"):
         choices = [part.strip().strip("'\"") for part in text[text.index("[") + 1 : -1].split(",")]
         if value not in choices:

@@ -17,6 +17,7 @@ from shearfx import adapters
 from shearfx.adapter_cuts import adapter_cuts
 from shearfx.architectures import choose, empty_model, read_config, without_storage
 from shearfx.atomic import PLAN_FILE, new_folder, write_text
+from shearfx.bias_compensation import options_with
 from shearfx.checkpoints import BUFFERS, CONFIG, Contents, contents_of, cut_hollow, finish, write_config
 from shearfx.errors import CheckpointError, PlanError, message
 from shearfx.plain_config import PlainConfig, plain_config
@@ -71,7 +72,9 @@ def apply_to_folder(
             job = _with_config(old, files, base)
         else:
             job = _without_config(files, base)
-        plan = dataclasses.replace(plan, config=dict(job.plain.fields), options={**plan.options, "form": job.form})
+        plan = dataclasses.replace(
+            plan, config=dict(job.plain.fields), options=options_with(plan.options, []) | {"form": job.form}
+        )
         with new_folder(target, overwrite=overwrite) as new:
             job.write(new, files)
             with_adapter = (old / "adapter" / adapters.ADAPTER_CONFIG).is_file()

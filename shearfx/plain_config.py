@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from shearfx.acceptance import UnsupportedError, of_traced
 from shearfx.adapters import base_name, configs_of, unwrapped, wrap
 from shearfx.architectures import assign, config_of, empty_model, named_tensors, plain_copy, with_storage
+from shearfx.bias_compensation import added_biases
 from shearfx.capture import CaptureError, capture
 from shearfx.construction import example_call
 from shearfx.dims import Atom, Dim, Prod, Sum, leaves, prod
@@ -64,6 +65,8 @@ def plain_config(small: nn.Module, plan: PruningPlan, original: PreTrainedConfig
     base = unwrapped(small)
     if not isinstance(base, PreTrainedModel):
         return PlainConfig(None, reason=f"{type(base).__name__} is no Hugging Face class")
+    if added := added_biases(small, plan):
+        return PlainConfig(None, reason=f"{len(added)} layers got a bias at the cut, {added[0]} first")
     try:
         original = original_config_of(small, plan, original)
     except PlanError as error:

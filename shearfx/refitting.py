@@ -1,4 +1,4 @@
-"""A live model as it will be after a cut: what goes is shut, and the layers that read it are refitted."""
+"""A live model as it will be after a cut: what goes is shut, and what reads it is refitted, or gets a bias."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shearfx.bias_compensation import bias_as_cut, shifted
 from shearfx.compensation import RIDGE, Moments, Run, as_cut, is_turned, solved
 from shearfx.gating.gates import Gates
 from shearfx.gating.sites import base_layer
@@ -30,6 +31,7 @@ class Refitting:
         self.graph, self.model = graph, model
         self._gates = Gates(graph, model, groups)
         self._original: dict[str, Tensor] = {}
+        self._biases: dict[str, nn.Parameter | None] = {}
 
     def __enter__(self) -> Refitting:
         self._gates.attach()
@@ -40,6 +42,9 @@ class Refitting:
         for path, weight in self._original.items():
             self._weight(path).data = weight
         self._original.clear()
+        for path, bias in self._biases.items():
+            self._layer(path).bias = bias
+        self._biases.clear()
 
     def apply(
         self,
@@ -71,6 +76,28 @@ class Refitting:
                 weight.data = full
         self._gates.close(plan)
 
+    def shift(self, plan: PruningPlan, batches: Iterable[Any], run: Run) -> None:
+        """Shut what a plan removes; first give what reads it a bias, so that it gives now what it gave on average.
+
+        Args, errors: as of :meth:`apply`. What was shut before is read as zero, so it shifts nothing again.
+        """
+        for path, bias in shifted(self.graph, self.model, plan, batches, run).items():
+            layer = self._layer(path)
+            self._biases.setdefault(path, layer.bias)
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+        self._gates.close(plan)
+
+    def biases(self, plan: PruningPlan) -> dict[str, Tensor]:
+        """By path of each layer that got a bias, or another one: the bias after the cut, on the CPU.
+
+        Args:
+            plan: the one that was applied last.
+        """
+        return {
+            path: bias_as_cut(self._layer(path).bias.detach(), plan, path, is_turned(self.model, path))
+            for path in self._biases
+        }
+
     def fits(self, plan: PruningPlan) -> dict[str, Tensor]:
         """By path of each layer that was refitted: its weight after the cut, on the CPU.
 
@@ -85,6 +112,9 @@ class Refitting:
             found[path] = as_cut(new, plan, f"{path}.weight", turned)
         return found
 
+    def _layer(self, path: str) -> Any:
+        return base_layer(self.model.get_submodule(path))
+
     def _weight(self, path: str) -> nn.Parameter:
-        weight: nn.Parameter = base_layer(self.model.get_submodule(path)).weight  # type: ignore[assignment]
+        weight: nn.Parameter = self._layer(path).weight
         return weight

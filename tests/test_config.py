@@ -35,6 +35,17 @@ def test_minutes_replace_the_default_of_tokens() -> None:
     assert config.minutes == 10 and config.tokens is None
 
 
+def test_compensation_is_named_or_as_it_was_true_or_false(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for written, meant in (("true", "least_squares"), ("false", "none"), ("none", "none"), ("bias", "bias")):
+        path.write_text(f"compensation: {written}\n")
+        assert ShearConfig.read(path).compensation == meant
+        assert ShearConfig.read(path) == ShearConfig.of_mapping({"compensation": meant})
+    assert ShearConfig(compensation=True) == ShearConfig()  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="bias is for structures that go at once"):
+        ShearConfig.of_mapping({"compensation": "bias", "prune_share": 0.5})
+
+
 def test_the_paper_is_the_paper() -> None:
     config = ShearConfig.of_mapping({"recipe": "paper", "ratio": 0.5})
     assert config == ShearConfig.paper(ratio=0.5)
@@ -55,7 +66,7 @@ def test_the_paper_is_the_paper() -> None:
         ({"tokens": 100, "minutes": 3.0}, "a run has one budget"),
         ({"tokens": None}, "a run has one budget"),
         ({"seed": None}, "seed: None is not a"),
-        ({"compensation": "yes"}, "compensation: 'yes' is not true or false"),
+        ({"compensation": "yes"}, "compensation: 'yes' is not one of least_squares, bias, none"),
         ({"merge": "period", "prune_share": 0.5, "distill": 0.5}, "merge: period, carrier: gates change the weights"),
     ],
 )

@@ -218,6 +218,7 @@ def test_a_run_that_is_resumed_has_the_same_average() -> None:
     steps(other, again, range(2, 7))
     assert again.picks == opt.picks and len(opt.picks) == 2
     assert opt.scorer.average is not None and again.scorer.average is not None
+    assert opt.scorer.average.seen == again.scorer.average.seen == 7
     for (group, score), twin in zip(
         opt.scorer.average.scores().items(), again.scorer.average.scores().values(), strict=True
     ):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shearfx.bias_compensation import put_biases
 from shearfx.checkpoints import CONFIG, ORIGINAL, load, save
 from shearfx.compensation import put
 from shearfx.construction import construct
@@ -47,8 +48,10 @@ class Cutting:
         self._before: list[Speed] | None = None
         """Speeds of the full model, where it was timed before the cut."""
 
-    def cut(self, plan: PruningPlan, faded: Faded | None, fits: Mapping[str, Tensor]) -> Held:
-        """Cut, write, and judge; layers get the weights that they were fitted."""
+    def cut(
+        self, plan: PruningPlan, faded: Faded | None, fits: Mapping[str, Tensor], biases: Mapping[str, Tensor]
+    ) -> Held:
+        """Cut, write, and judge; layers get the weights that they were fitted, or biases."""
         roomy = self._roomy(plan)
         timed = self.subject.generates
         if not roomy and timed:
@@ -56,6 +59,7 @@ class Cutting:
                 full = faded.model if faded and faded.model is not None else self.subject.held.work
                 self._before = by_turns([full], TURNS, progress)[0]
         small = self._made(plan, faded, fits, roomy and timed)
+        put_biases(small, biases)
         start: Factors | None = None
         if faded is not None and self.config.merge == "never":
             start = cut_factors(faded.learnt, plan)

@@ -55,7 +55,7 @@ def prune_progressively(
     windows = config.scoring_windows
     # what training itself brings needs no data of its own
     scoring = None if config.saliency in ACCUMULATED else study.batches(windows, config.seed + 2)
-    fitted = study.batches(config.fitting_windows, config.seed + 3) if config.compensation else None
+    fitted = study.batches(config.fitting_windows, config.seed + 3) if config.compensation != "none" else None
     fitting = None if fitted is None else [{"input_ids": ids} for ids in fitted]
     with adapting(config, model) as wrapped:
         optimizer = LHSPG(

@@ -90,8 +90,13 @@ class Pruning:
         shutil.rmtree(self._fits, ignore_errors=True)
 
     def fits(self) -> dict[str, Tensor]:
-        """Weights of the layers that read what goes, where they are refitted; by path, as cut."""
-        found: dict[str, Tensor] = read_state(self._fits) if self.config.compensation else {}
+        """What the layers that read what goes get for it, by path, as cut: their weights, where these are refitted."""
+        found: dict[str, Tensor] = read_state(self._fits) if self.config.compensation == "least_squares" else {}
+        return found
+
+    def biases(self) -> dict[str, Tensor]:
+        """The same where they get biases."""
+        found: dict[str, Tensor] = read_state(self._fits) if self.config.compensation == "bias" else {}
         return found
 
     @property
@@ -111,14 +116,19 @@ class Pruning:
                 check_scores(scores, gone)
                 gone, _ = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, gone)
                 plan = self._plan_of(gone)
-                if not config.compensation:
+                if config.compensation == "none":
                     refitting.apply(plan, None, _call)
                     continue
-                with self.teller.step(f"refitting what reads them by least squares{of}"):
-                    batches = self.study.batches(config.fitting_windows, config.seed + 3)
-                    refitting.apply(plan, batches, _call, memory=self.spare() // 2)
-            if config.compensation:
-                write_state(self._fits, refitting.fits(plan))
+                batches = self.study.batches(config.fitting_windows, config.seed + 3)
+                if config.compensation == "bias":
+                    with self.teller.step(f"giving what reads them a bias{of}"):
+                        refitting.shift(plan, batches, _call)
+                else:
+                    with self.teller.step(f"refitting what reads them by least squares{of}"):
+                        refitting.apply(plan, batches, _call, memory=self.spare() // 2)
+            if config.compensation != "none":
+                found = refitting.biases(plan) if config.compensation == "bias" else refitting.fits(plan)
+                write_state(self._fits, found)
         return self._settled(plan)
 
     def _progressively(self, tied: list[Tied], steps: int) -> PruningPlan:

@@ -182,7 +182,8 @@ class Shearing:
             small = cutting.read()
         else:
             with self._stage("cut", "cutting"):
-                small = cutting.cut(plan, self.pruning.faded(self._share(self._full_steps())), self.pruning.fits())
+                faded = self.pruning.faded(self._share(self._full_steps()))
+                small = cutting.cut(plan, faded, self.pruning.fits(), self.pruning.biases())
         if not folder.done("speed"):
             with self._stage("speed", "timing both models"):
                 cutting.weigh(small, plan)
