@@ -148,7 +148,7 @@ class Bench:
         self.judge: Examples = packed.take(range(min(48, len(packed))))
         self.dense = losses_of(self.loaded.module, [self.judge])[self.judge.name]
         self.known: Any = None
-        self.fewer = {} if small else {"scoring_windows": 16}
+        self.fewer = {} if small else {"scoring_windows": 16, "fitting_windows": 64}
         self.chosen: dict[tuple[float, int, int, str], str] = {}
         """The plans of LHSPG, by the row's setting."""
         self.cuts: dict[tuple[float, int, str], tuple[Path, dict[str, float]]] = {}
