@@ -26,6 +26,18 @@ def test_other_names_are_no_attributes() -> None:
         _ = shearfx.prune_everything
 
 
+def test_every_saliency_is_exported_and_says_what_it_is() -> None:
+    from shearfx import saliency
+
+    exported = [getattr(saliency, name) for name in saliency.__all__]
+    for name, kind in saliency.REGISTRY.items():
+        assert kind in exported and kind.name == name
+        assert kind.__doc__ and kind.unit in ("loss", "relative", "standardised")
+    for name in ("llm_pruner_element1", "llm_pruner_element2", "llm_pruner_vector1", "llm_pruner_vector2", "loraprune",
+                 "wanda_sp", "flap", "sparsegpt"):  # fmt: skip
+        assert "Source: " in (saliency.REGISTRY[name].__doc__ or "")
+
+
 def test_errors_are_one_family() -> None:
     for error in (
         shearfx.TraceError,

@@ -64,7 +64,13 @@ def prune(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must not exist.", show_default=False)],
     ratio: Annotated[float | None, typer.Option(help="Share to remove; 0.2 by default.", show_default=False)] = None,
-    saliency: Annotated[str, typer.Option(help="What decides: random, magnitude, taylor.")] = "magnitude",
+    saliency: Annotated[
+        str,
+        typer.Option(
+            help="What decides: random, magnitude, taylor, fisher, compensated_fisher, wanda_sp, flap, sparsegpt, "
+            "llm_pruner_element1, _element2, _vector1, _vector2."
+        ),
+    ] = "magnitude",
     scope: Annotated[
         Scope, typer.Option(help="global cuts where it costs least; uniform keeps layers alike: a plain config.")
     ] = Scope.GLOBAL,
@@ -78,7 +84,10 @@ def prune(
     floor: Annotated[float, typer.Option(help="Share of each group that stays.")] = 0.1,
     text: Annotated[
         Path | None,
-        typer.Option(help="Text that a saliency looks at (taylor); Python's own manual if none.", show_default=False),
+        typer.Option(
+            help="Text that a saliency looks at (all but random, magnitude); Python's own manual if none.",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Windows of that text.")] = 16,
     sequence_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
