@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from shearfx.dims import Atom, Dim, Pin, Prod, Solver, Sum
+from shearfx.displayed import Displayed
 from shearfx.rules.registry import Dims, Record
 from shearfx.tracing import Tensor, Traced
 
@@ -102,7 +103,7 @@ class NodeGroup:
 
 
 @dataclass
-class Graph:
+class Graph(Displayed):
     """A traced model under analysis. Passes fill it in; see ``shearfx.passes``."""
 
     traced: Traced

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from shearfx.dims import Atom
+from shearfx.displayed import Displayed
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, kept_mask, mentions, new_size
 from shearfx.plan_text import format_term, from_ranges, parse_term, to_ranges
@@ -51,7 +52,7 @@ class Compensation:
 
 
 @dataclass(frozen=True)
-class PruningPlan:
+class PruningPlan(Displayed):
     """A small document that says which structures of which model stay.
 
     ``terms`` gives, for each tensor that shrinks, each dim as a term over the names of ``cuts`` (``#0*2*(#3+#3)``,

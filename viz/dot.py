@@ -114,13 +114,15 @@ def _run(text: str, kind: str) -> bytes:
 
 def _cluster(dot: graphviz.Digraph, cluster: Cluster, cards: dict[str, Card], ids: dict[str, str], depth: int) -> None:
     with dot.subgraph(name=f"cluster_{cluster.id}") as inner:
-        title = f"<B>{_text(cluster.title)}</B>"
+        title = f"<B>{_text(short(cluster.title))}</B>"
         if cluster.repeat > 1:
             title += f' <FONT COLOR="{INK}"><B> × {cluster.repeat}</B></FONT>'
-        detail = f' <FONT COLOR="{MUTED}" POINT-SIZE="9">{_text(cluster.detail)}</FONT>' if cluster.detail else ""
+        detail = (
+            f' <FONT COLOR="{MUTED}" POINT-SIZE="9">{_text(short(cluster.detail))}</FONT>' if cluster.detail else ""
+        )
         inner.attr(label=f"<{title}{detail}>", labeljust="l", labelloc="t", color=FRAME, fillcolor=SHADES[depth % 2],
                    style="rounded,filled", penwidth="2" if cluster.repeat > 1 else "1",
-                   tooltip=graphviz.escape(cluster.title))  # fmt: skip
+                   tooltip=_tooltip(cluster.title))  # fmt: skip
         for child in cluster.children:
             if isinstance(child, Cluster):
                 _cluster(inner, child, cards, ids, depth + 1)
@@ -128,7 +130,7 @@ def _cluster(dot: graphviz.Digraph, cluster: Cluster, cards: dict[str, Card], id
                 card = cards[child.id]
                 inner.node(ids[child.id], label=_label(card), fillcolor=SURFACE,
                            style="rounded,filled,dashed" if card.pinned else "rounded,filled",
-                           tooltip=graphviz.escape(card.tooltip))  # fmt: skip
+                           tooltip=_tooltip(card.tooltip))  # fmt: skip
 
 
 def _label(card: Card) -> str:
@@ -167,7 +169,7 @@ def _bar(kept: float) -> str:
 def _edge(dot: graphviz.Digraph, edge: Edge, ids: dict[str, str]) -> None:
     shown = [short(dims) for dims in edge.dims[:2]]
     more = f"\nand {len(edge.dims) - 2} more" if len(edge.dims) > 2 else ""
-    full = graphviz.escape("\n".join(edge.dims))
+    full = _tooltip("\n".join(edge.dims))
     dot.edge(ids[edge.source], ids[edge.target], label=graphviz.escape("\n".join(shown) + more), tooltip=full,
              labeltooltip=full)  # fmt: skip
 
@@ -210,10 +212,19 @@ def _rows(chips: Sequence[Chip], length: int) -> Iterator[Sequence[Chip]]:
 
 def _tooltips(scene: Scene) -> dict[str, str]:
     view: View = folded(scene)
-    return {f"n{i}": card_of(scene, leaf).tooltip for i, leaf in enumerate(view.leaves)}
+    return {f"n{i}": _plain(card_of(scene, leaf).tooltip) for i, leaf in enumerate(view.leaves)}
 
 
 def _text(text: str) -> str:
     """Text inside a label of graphviz's HTML, which reads backslashes too and knows no control characters."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return html.escape(plain).replace("\\", "&#92;") or " "
+    return html.escape(_plain(text).replace("\n", " ")).replace("\\", "&#92;") or " "
+
+
+def _tooltip(text: str) -> str:
+    """Text for an attribute; graphviz's scanner reads no longer ones than 16 KiB."""
+    found: str = graphviz.escape(_plain(text)[:2000])  # a kind of its own, that is not taken for HTML
+    return found
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)

@@ -17,7 +17,7 @@ __all__ = ["explorer", "graphml", "network", "node_link"]
 
 def network(scene: Scene) -> networkx.DiGraph:
     """Every operator as a node, with texts for attributes; edges carry the dims of what flows along them."""
-    graph: networkx.DiGraph = networkx.DiGraph(title=scene.title, summary=scene.summary)
+    graph: networkx.DiGraph = networkx.DiGraph(title=_clean(scene.title), summary=_clean(scene.summary))
     spaces = dict(_namespaces(scene.root, ()))
     ops = list(operators(scene.root))
     for op in ops:

@@ -28,9 +28,7 @@ def fold(box: Box, known: Mapping[str, Any], terms: Mapping[str, str]) -> Box:
     return replace(box, children=tuple(_folded(box.id, children, known, terms)))
 
 
-def _folded(
-    parent: str, children: Sequence[Item], known: Mapping[str, Any], terms: Mapping[str, str]
-) -> list[Item]:
+def _folded(parent: str, children: Sequence[Item], known: Mapping[str, Any], terms: Mapping[str, str]) -> list[Item]:
     shapes = [_shape(c, known, terms) if isinstance(c, Box) and c.kind != "line" else None for c in children]
     wires = [_wires(c) for c in children]
     result: list[Item] = []

@@ -16,7 +16,7 @@ __all__ = ["html", "to_html"]
 
 def html(scene: Scene) -> dict[str, bytes]:
     """The content of an .html file; see :func:`to_html`."""
-    return {".html": to_html(scene).encode()}
+    return {".html": to_html(scene).encode(errors="replace")}
 
 
 def to_html(scene: Scene) -> str:
@@ -26,7 +26,7 @@ def to_html(scene: Scene) -> str:
     parts = {
         "{{title}}": markup.escape(scene.title),
         "{{style}}": (bundle / "page.css").read_text(encoding="utf-8"),
-        "{{data}}": _script_safe(json.dumps(_data(scene), separators=(",", ":"), ensure_ascii=False)),
+        "{{data}}": _script_safe(json.dumps(_data(scene), separators=(",", ":"))),
         "{{program}}": (bundle / "page.js").read_text(encoding="utf-8"),
     }
     pieces = [template]
@@ -97,4 +97,4 @@ def _data(scene: Scene) -> dict[str, Any]:
 
 
 def _brief(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value or isinstance(value, int) and key != "f"}
+    return {key: value for key, value in values.items() if value or (isinstance(value, int) and key != "f")}
