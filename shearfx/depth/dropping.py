@@ -46,6 +46,9 @@ def drop_layers(
         SoundnessError: the smaller model computes something else than the graph without the layers.
     """
     layers = find_layers(graph).only(paths)
+    if not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules()):
+        what, todo = f"a {type(model).__name__} wraps a Hugging Face model", "merge adapters and pass the model itself"
+        raise PlanError(message(what, where="drop_layers", todo=todo))
     names = _renamed(model, layers)
     small = _built(model, names, layers) if isinstance(model, PreTrainedModel) else _shortened(model, layers)
     _check(model, graph, layers, small, dict(call) if call is not None else _drawn(model, graph))
@@ -184,7 +187,9 @@ def _check(model: nn.Module, graph: Graph, layers: Sequence[Layer], small: nn.Mo
     past = doubled(construct_graph(full, of_cuts(graph, {}), graph))
     assert isinstance(past, fx.GraphModule)
     by_name = {node.name: node for node in past.graph.nodes}
-    for layer in layers:
+    order = {name: i for i, name in enumerate(by_name)}
+    # The last first: what enters a layer may be what leaves one before it that goes too.
+    for layer in sorted(layers, key=lambda one: -order[one.leaves.name]):
         by_name[layer.leaves.name].replace_all_uses_with(by_name[layer.enters.name])
     past.graph.eliminate_dead_code()
     past.recompile()
