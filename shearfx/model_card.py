@@ -16,13 +16,11 @@ def model_card(plan: PruningPlan, *, plain: bool, reason: str = "", adapters: bo
     """
     name = plan.model.rpartition(".")[2]
     lines = ["---", "tags:", "- shearfx", "- pruned", "---", "", f"# {name}, pruned", ""]
-    lines += [f"shearfx removed {plan.achieved:.1%} of the parameters of a `{plan.model}`. What was cut:", ""]
-    lines += ["| kind | groups | structures before | after | certificate |", "|---|---|---|---|---|"]
-    for kind, certificate in sorted({(cut.kind, cut.certificate) for cut in plan.cuts}):
-        cuts = [cut for cut in plan.cuts if (cut.kind, cut.certificate) == (kind, certificate)]
-        before, after = sum(cut.size for cut in cuts), sum(len(cut.kept) for cut in cuts)
-        lines.append(f"| {kind} | {len(cuts)} | {before} | {after} | {certificate} |")
-    lines += ["", "`shearfx_plan.json` lists every structure that stays. Load it with", "", "```python"]
+    if layers := plan.options.get("layers_dropped"):
+        lines += [f"shearfx dropped {len(layers)} layers of a `{plan.model}`: {', '.join(map(str, layers))}.", ""]
+    if plan.cuts or not layers:
+        lines += _cuts(plan)
+    lines += ["`shearfx_plan.json` lists every structure that stays. Load it with", "", "```python"]
     if plain:
         lines += ["import transformers", "", f'model = transformers.{name}.from_pretrained("path/of/this/folder")']
         if adapters:
@@ -38,3 +36,13 @@ def model_card(plan: PruningPlan, *, plain: bool, reason: str = "", adapters: bo
         lines += [f"The configuration states the cut: {stated}.", ""]
     lines += [f"Made with shearfx {plan.versions.get('shearfx', '?')}, torch {plan.versions.get('torch', '?')}.", ""]
     return "\n".join(lines)
+
+
+def _cuts(plan: PruningPlan) -> list[str]:
+    lines = [f"shearfx removed {plan.achieved:.1%} of the parameters of a `{plan.model}`. What was cut:", ""]
+    lines += ["| kind | groups | structures before | after | certificate |", "|---|---|---|---|---|"]
+    for kind, certificate in sorted({(cut.kind, cut.certificate) for cut in plan.cuts}):
+        cuts = [cut for cut in plan.cuts if (cut.kind, cut.certificate) == (kind, certificate)]
+        before, after = sum(cut.size for cut in cuts), sum(len(cut.kept) for cut in cuts)
+        lines.append(f"| {kind} | {len(cuts)} | {before} | {after} | {certificate} |")
+    return [*lines, ""]

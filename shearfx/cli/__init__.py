@@ -1,4 +1,4 @@
-"""The command line ``shearfx``: analyze, show, prune, verify, eval, and LoRAShear: shear, knowledge, recover.
+"""The command line ``shearfx``: analyze, show, prune, layers, verify, eval, and LoRAShear: shear, knowledge, recover.
 
 Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import shearfx
-from shearfx.cli import analyze, evaluate, prune, recover, shear, show, verify
+from shearfx.cli import analyze, evaluate, layers, prune, recover, shear, show, verify
 
 __all__ = ["app", "main"]
 
@@ -80,6 +80,14 @@ app.command(
 )(prune.prune)
 app.command(
     epilog=_examples(
+        "shearfx layers ./my-llama --text notes.txt",
+        "shearfx layers ./my-llama --drop 6 --text notes.txt -o ./shorter",
+        "shearfx layers ./my-llama --drop 6 --deepest -o ./shorter",
+        "shearfx layers ./my-t5 --layer encoder.block.3 --layer decoder.block.5 -o ./shorter",
+    )
+)(layers.layers)
+app.command(
+    epilog=_examples(
         "shearfx verify ./small --original ./my-llama",
         "shearfx verify ./small --original mypackage.nets:unet --json",
         "shearfx verify ./smaller --original ./small --original mypackage.nets:unet",
@@ -88,7 +96,7 @@ app.command(
 app.command(
     "eval",
     epilog=_examples(
-        "shearfx eval ./small --text wikitext2_test.txt",
+        "shearfx eval ./small --text wikitext2_test.txt --tasks tasks/ --limit 200 --answers small.jsonl --speed",
         "shearfx eval ./my-llama --text notes.txt --sequence-length 512 --max-tokens 20000 --json",
         "shearfx eval ./small --original mypackage.nets:tiny_lm --text notes.txt",
     ),

@@ -1,0 +1,150 @@
+"""``shearfx layers``: which layers can go whole, how far each turns the stream, and the model without some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shearfx.atomic import check_free
+from shearfx.cli.console import AsJson, Debug, Talk, talking
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, read_text
+from shearfx.errors import PlanError, ShearError, message
+
+if TYPE_CHECKING:
+    from shearfx.depth import AngularDistances, Layer
+    from shearfx.graph import Graph
+    from shearfx.models import LoadedModel
+
+__all__ = ["layers"]
+
+
+def layers(
+    model: Model,
+    drop: Annotated[int | None, typer.Option(help="How many layers are to go, in one run.", show_default=False)] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="A layer that is to go, by path; can be repeated.", show_default=False)
+    ] = None,
+    deepest: Annotated[
+        bool, typer.Option(help="Drop the last ones but the very last, whatever the distances.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Measure distances on this text; that of Python's manual by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of that text.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the shorter model; must not exist.", show_default=False),
+    ] = None,
+    original: Original = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the layers of MODEL that can go whole, with angular distances (Gromov et al. 2024); write it without some.
+
+    A layer can go where all it does is to add something to what comes in. The shorter model is checked in float64
+    against the graph in which the layers' branches are zero, and is an ordinary Hugging Face folder.
+    """
+    with talking(as_json, debug) as talk:
+        if (drop is not None and layer) or (out is not None and drop is None and not layer):
+            raise PlanError(message("what is to go?", where="--drop, --layer", todo="pass one of the two"))
+        if out is not None:
+            check_free(out, overwrite=False)
+        content = None if text is None else read_text(text)
+        loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
+        from shearfx.analysis import trace
+        from shearfx.depth import find_layers
+
+        with talk.step("tracing and analysing"):
+            graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
+        found = find_layers(graph)
+        if not found.layers:
+            reason = next(iter(found.refused.values()), "it has no lists of layers")
+            raise PlanError(message(f"no layer can go whole: {reason}", where=model, todo="cut widths: shearfx prune"))
+        measured = {}
+        for path, of in found.lists().items():
+            with talk.step(f"measuring distances in {path}") as progress:
+                measured[path] = _distances(loaded, of, content, samples, sequence_length, progress)
+        chosen = layer or _chosen(measured, drop, deepest)
+        data: dict[str, Any] = {
+            "model": model, "parameters": graph.total_params, "refused": found.refused, "dropped": chosen,
+            "layers": [{"path": one.path, "parameters": one.params} for one in found.layers],
+            "distances": {path: {n: list(row) for n, row in one.distances.items()} for path, one in measured.items()},
+        }  # fmt: skip
+        if chosen and out is not None:
+            data["achieved"] = _write(talk, loaded, graph, chosen, out)
+
+        def show(console: Console) -> None:
+            for path, of in found.lists().items():
+                console.print(_table(path, of, measured[path], chosen))
+            for path, reason in found.refused.items():
+                console.print(f"{path} stays: {reason}", markup=False, soft_wrap=True)
+            if "achieved" in data:
+                console.print(
+                    f"{out}: {len(chosen)} layers less, {data['achieved']:.1%} of the parameters", markup=False
+                )
+
+        talk.result(data, show)
+
+
+def _distances(
+    loaded: LoadedModel, of: list[Layer], text: str | None, samples: int, length: int, progress: Any
+) -> AngularDistances:
+    from shearfx.calibration import manual_text, token_batches
+    from shearfx.depth import angular_distances
+    from shearfx.inference import device_of, logits_of
+
+    batches = token_batches(
+        loaded.tokenizer, manual_text() if text is None else text, sequence_length=length, batches=samples
+    )
+    batches = [batch.to(device_of(loaded.module)) for batch in batches]
+    return angular_distances(loaded.module, of, batches, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
+
+
+def _chosen(measured: dict[str, AngularDistances], drop: int | None, deepest: bool) -> list[str]:
+    if drop is None:
+        return []
+    if len(measured) > 1:
+        what = f"there are {len(measured)} lists of layers: {', '.join(measured)}"
+        raise PlanError(message(what, where="--drop", todo="name layers one by one: --layer"))
+    (one,) = measured.values()
+    return one.deepest(drop) if deepest else one.best(drop)
+
+
+def _write(talk: Talk, loaded: LoadedModel, graph: Graph, chosen: list[str], out: Path) -> float:
+    """The shorter model as a folder; returns the share of the parameters that went."""
+    from transformers import PreTrainedModel
+
+    from shearfx.analysis import trace
+    from shearfx.checkpoints import save
+    from shearfx.depth import drop_layers
+    from shearfx.pruning_plan import of_cuts
+
+    if not isinstance(loaded.module, PreTrainedModel):
+        todo = "use shearfx.depth.drop_layers in Python, and save it as you save the full model"
+        raise ShearError(message(f"{type(loaded.module).__name__} is no Hugging Face class", where="-o", todo=todo))
+    with talk.step("dropping layers, and checking that nothing else changed"):
+        small = drop_layers(loaded.module, graph, chosen)
+    with talk.step(f"writing {out}"):
+        plan = of_cuts(trace(small, *loaded.args, **loaded.kwargs), {}, options={"layers_dropped": chosen})
+        save(small, plan, out, tokenizer=loaded.tokenizer)
+    return 1 - sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in loaded.module.parameters())
+
+
+def _table(path: str, of: list[Layer], measured: AngularDistances, chosen: list[str]) -> Table:
+    table = Table(title=path, title_justify="left")
+    for name in ("layer", "parameters", "distance", "best run of as many layers"):
+        table.add_column(name, justify="right")
+    for n, one in enumerate(of, start=1):
+        run = measured.best(n) if n < len(of) else []
+        first, last = (of[measured.paths.index(end)].index for end in (run[0], run[-1])) if run else (0, 0)
+        shown = f"{n}: {first} to {last}, {min(measured.distances[n]):.3f}" if run else ""
+        mark = " goes" if one.path in chosen else ""
+        table.add_row(f"{one.index}{mark}", f"{one.params:,}", f"{measured.distances[1][n - 1]:.3f}", shown)
+    return table

@@ -1,0 +1,73 @@
+"""``shearfx layers``: what it lists, what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from shearfx.cli import app
+from tests.tiny_models import llama
+from tests.tiny_tokenizers import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers whose vocabulary its tokenizer stays within."""
+    out = tmp_path_factory.mktemp("models") / "llama"
+    model = llama()
+    model.resize_token_embeddings(260)  # type: ignore[operator]
+    model.save_pretrained(out)  # type: ignore[operator]
+    byte_tokenizer().save_pretrained(out)
+    return out
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["layers", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+ONCE = ("--samples", 2, "--sequence-length", 16)
+
+
+def test_a_shorter_model_is_an_ordinary_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shorter"
+    code, said, _ = run(folder, "--drop", 1, *ONCE, "-o", out, "--json")
+    assert code == 0
+    data = json.loads(said)
+    (gone,) = data["dropped"]
+    distances = data["distances"]["model.layers"]["1"]
+    assert gone == f"model.layers.{distances.index(min(distances))}"
+    small, full = AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(folder)
+    assert (small.config.num_hidden_layers, full.config.num_hidden_layers) == (1, 2)
+    lost = sum(p.numel() for p in full.parameters()) - sum(p.numel() for p in small.parameters())
+    assert lost == next(layer["parameters"] for layer in data["layers"] if layer["path"] == gone)
+    assert data["achieved"] == pytest.approx(lost / data["parameters"])
+    stays = 1 - int(gone.rpartition(".")[2])
+    left, kept = small.state_dict(), full.state_dict()
+    assert torch.equal(left["model.layers.0.mlp.up_proj.weight"], kept[f"model.layers.{stays}.mlp.up_proj.weight"])
+    assert "dropped 1 layers of a `transformers" in (out / "README.md").read_text()
+
+
+def test_without_anything_to_drop_it_lists(folder: Path) -> None:
+    code, said, _ = run(folder, *ONCE)
+    assert code == 0
+    assert "model.layers" in said
+    assert "goes" not in said
+    assert "goes" in run(folder, "--layer", "model.layers.1", *ONCE)[1]
+
+
+def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:
+    for arguments, expected in (
+        (("--drop", 1, "--layer", "model.layers.0"), "pass one of the two"),
+        (("-o", tmp_path / "out"), "pass one of the two"),
+        (("--drop", 2), "cannot go in a run"),
+        (("--layer", "model.embed_tokens", "-o", tmp_path / "out"), "no item of a list"),
+        (("--samples", 100_000), "windows"),
+    ):
+        code, _, error = run(folder, *ONCE, *arguments)
+        assert code == 1
+        assert expected in error
+        assert not (tmp_path / "out").exists()
