@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+LAUNCH = """import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+os.execvp(sys.argv[3], sys.argv[3:])"""
+"""A browser reads from descriptor 3 and writes to 4, whatever the pipes' own numbers are."""
 PATIENCE = 60.0  # seconds for one answer, on a machine that has other things to do
 
 
@@ -54,7 +60,9 @@ class Browser:
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.reading], [], [], PATIENCE)
             assert ready, "the browser says nothing any more"
-            self.buffer += os.read(self.reading, 1 << 20)
+            read = os.read(self.reading, 1 << 20)
+            assert read, "the browser has ended"
+            self.buffer += read
         first, _, self.buffer = self.buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(first)
         return message
@@ -141,11 +149,10 @@ def browser(folder: Path) -> Iterator[Browser]:
     command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                "--disable-extensions", "--disable-background-networking", f"--user-data-dir={folder}",
                "--remote-debugging-pipe"]  # fmt: skip
-    # the pipe is descriptors 3 and 4 of the browser's
-    shell = ["sh", "-c", f'exec 3<&{their_in} 4>&{their_out} "$@"', "sh", *command]
     process = subprocess.Popen(
-        shell, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", LAUNCH, str(their_in), str(their_out), *command],
+        pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     os.close(their_in)
     os.close(their_out)
     try:

@@ -25,7 +25,8 @@ from tests.tiny_models import traced
 
 NEEDS_DOT = pytest.mark.skipif(shutil.which("dot") is None, reason="no graphviz (on Debian: apt install graphviz)")
 NASTY = [
-    "</script><script>alert(1)</script>", "<b>&amp;\"'", "back\\slash\\N\\l", "{{data}}", "<", ">", "\x00\x1b", "é→", "",
+    "</script><script>alert(1)</script>", "<b>&amp;\"'", "back\\slash\\N\\l", "{{data}}", "<", ">", "\x00\x1b", "é→",
+    "",
 ]  # fmt: skip
 
 

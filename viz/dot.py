@@ -180,10 +180,8 @@ def _edge(dot: graphviz.Digraph, edge: Edge, ids: dict[str, str]) -> None:
 def _legend(scene: Scene) -> str:
     chips = legend_of(scene)
     columns = [list(_legend_rows(part)) for part in _rows(chips, max(_LEGEND, -(-len(chips) // 3)))]
-    tables = "".join(
-        f'<TD VALIGN="TOP"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="1" CELLPADDING="1">{"".join(rows)}</TABLE></TD>'
-        for rows in columns
-    )
+    plain = 'BORDER="0" CELLBORDER="0" CELLSPACING="1" CELLPADDING="1"'
+    tables = "".join(f'<TD VALIGN="TOP"><TABLE {plain}>{"".join(rows)}</TABLE></TD>' for rows in columns)
     notes = (
         "dashed: pinned, nothing of it may be cut &nbsp; B: batch &nbsp; S: sequence &nbsp; numbers: sizes that stay"
     )

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shearfx.errors import ShearError, message
-from shearfx.viz import dot, exports, page
+from shearfx.viz import dot
+from shearfx.viz.exports import explorer, graphml, node_link
+from shearfx.viz.page import html
 from shearfx.viz.scene import Scene
 
 __all__ = ["SUFFIXES", "check", "write"]
@@ -17,10 +19,10 @@ SUFFIXES: dict[str, Callable[[Scene], dict[str, bytes]]] = {
     ".png": dot.png,
     ".pdf": dot.pdf,
     ".dot": dot.source,
-    ".html": page.html,
-    ".graphml": exports.graphml,
-    ".explorer.json": exports.explorer,
-    ".json": exports.node_link,
+    ".html": html,
+    ".graphml": graphml,
+    ".explorer.json": explorer,
+    ".json": node_link,
 }
 """What writes a file of a suffix. Each returns the bytes of all files it makes, by the suffixes of their names."""
 
