@@ -35,6 +35,7 @@ def finished(svg: str, tooltips: Mapping[str, str]) -> str:
             title.text = tooltips.get(title.text or "", title.text)
         else:
             group.remove(title)  # graphviz's own names say nothing
+    _halos(root)
     style = ElementTree.Element(f"{{{_SVG}}}style")
     rules = "".join(
         f'[fill="{light}"]{{fill:{dark}}}[stroke="{light}"]{{stroke:{dark}}}' for light, dark in _DARK.items()
@@ -42,3 +43,16 @@ def finished(svg: str, tooltips: Mapping[str, str]) -> str:
     style.text = f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
     root.insert(0, style)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _halos(root: ElementTree.Element) -> None:
+    """Lift titles of boxes and labels of edges over the lines that cross them, with some paper around the letters."""
+    picture = root.find(f"{{{_SVG}}}g")
+    assert picture is not None
+    above = ElementTree.Element(f"{{{_SVG}}}g", {"paint-order": "stroke", "stroke": SHADES[0], "stroke-width": "3"})
+    for group in [g for g in picture if g.get("class") in ("cluster", "edge")]:
+        parents = {child: parent for parent in group.iter() for child in parent}
+        for text in list(group.iter(f"{{{_SVG}}}text")):
+            parents[text].remove(text)
+            above.append(text)
+    picture.append(above)
