@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import record
 from shearfx.config import ShearConfig
@@ -145,8 +146,8 @@ class Bench:
         self.model, self.options = model, {"lr": 4e-3, "sequence_length": 256} if small else {"lr": 1e-3}
         self.loaded = load_model(spec)
         packed = pack(open_source(judge, kind="pretrain"), self.loaded.tokenizer, sequence_length=256, min_tokens=0)
-        self.judge: Examples = packed.take(range(min(48, len(packed))))
-        self.dense = losses_of(self.loaded.module, [self.judge])[self.judge.name]
+        self.judges: list[Examples] = [packed.take(range(min(48, len(packed))))]
+        self.dense = self.loss(self.loaded.module)
         self.known: Any = None
         self.fewer = {} if small else {"scoring_windows": 16, "fitting_windows": 64}
         self.chosen: dict[tuple[float, int, int, str], str] = {}
@@ -155,6 +156,14 @@ class Bench:
         """What was cut without training: the run's folder, and what it took."""
         self.kept = tempfile.TemporaryDirectory()
 
+    def loss(self, model: nn.Module) -> float:
+        """On what is judged by, in nats a token; the mean of several texts."""
+        return statistics.fmean(losses_of(model, self.judges).values())
+
+    def asked(self, method: str) -> dict[str, Any]:
+        """Options of a method."""
+        return {"pretrain": (str(self.train),)} | METHODS[method]
+
     def run(self, ratio: float, tokens: int, seed: int, method: str) -> dict[str, Any]:
         """One row: losses on the judge's text, in nats a token."""
         chooser = CHOICES.get(method)
@@ -162,8 +171,8 @@ class Bench:
             self.run(ratio, tokens, seed, chooser)
         timing = Timing()
         config = ShearConfig.of_mapping(
-            {"ratio": ratio, "tokens": tokens, "seed": seed, "pretrain": (str(self.train),), "max_tokens": 400_000}
-            | self.options | self.fewer | METHODS[method]
+            {"ratio": ratio, "tokens": tokens, "seed": seed, "max_tokens": 400_000} | self.options | self.fewer
+            | self.asked(method)
         )  # fmt: skip
         loaded = copy.copy(self.loaded)
         object.__setattr__(loaded, "module", copy.deepcopy(self.loaded.module))
@@ -179,7 +188,7 @@ class Bench:
                 self._go_on(run, folder_before)
             shearing = Shearing(loaded, config, run, timing, self.known)
             sheared = shearing.run()
-            if method in CHOICES.values():
+            if method in CHOICES.values():  # another one cuts the same
                 self.chosen[ratio, tokens, seed, method] = sheared.plan.to_json()
             elif chooser is None and config.prune_share == 0 and once not in self.cuts:
                 before = {name: t for name, t in timing.seconds.items() if not name.startswith("dynamic recovery")}
@@ -189,10 +198,10 @@ class Bench:
             self.known = (shearing.graph, shearing.tied)
             from shearfx.checkpoints import load
 
-            cut = losses_of(load(run.path / "cut"), [self.judge])[self.judge.name]
+            cut = self.loss(load(run.path / "cut"))
         return {
             "model": self.model, "ratio": ratio, "tokens": tokens, "seed": seed, "method": method, "dense": self.dense,
-            "cut": cut, "recovered": losses_of(sheared.model, [self.judge])[self.judge.name],
+            "cut": cut, "recovered": self.loss(sheared.model),
             "achieved": sheared.plan.achieved, "seconds": timing.seconds, "torch": torch.__version__,
         }  # fmt: skip
 
