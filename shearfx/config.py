@@ -63,7 +63,7 @@ class ShearConfig:
     """Windows that deviations are measured on."""
 
     # -- Algorithm 4
-    saliency: str = "compensated_fisher"
+    saliency: str = "fisher"
     """Proxy that ranks structures."""
     scoring_windows: int = 32
     """Windows that a proxy looks at, where it looks at data."""
