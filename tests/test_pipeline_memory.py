@@ -20,10 +20,10 @@ from torch import nn
 from shearfx.config import ShearConfig
 from shearfx.data import Examples
 from shearfx.errors import TrainingError
+from shearfx.footprint import Allocations, available, bytes_text, peak, reset_peak
 from shearfx.models import load_model
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.estimate import MemoryEstimate, estimate
-from shearfx.footprint import Allocations, available, bytes_text, peak, reset_peak
 from shearfx.pipeline.held import Held, convert, weight_bytes
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
