@@ -113,7 +113,11 @@ def analysed(name: str) -> tuple[zoo.Model, Graph]:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mixtral", "mamba", "whisper", "t5", "opt", "vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "gemma3", "whisper", "opt",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "mixtral", "mamba", "t5", "vit"))],
+)  # fmt: skip
 def test_real_architectures_lose_a_layer_and_stay_of_their_class(name: str) -> None:
     entry, graph = analysed(name)
     found = find_layers(graph)
