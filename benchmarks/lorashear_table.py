@@ -1,0 +1,243 @@
+"""The table of the LoRAShear paper on a real model: every rival in the same harness, with the same data and tokens.
+
+    python -m benchmarks.lorashear_table [--data ../shared] [--methods ...] [--ratios ...] [--seeds ...] [--tokens N]
+
+Methods, ratios and seeds stand in ``lorashear_table.yaml``. Trained on C4 (rows 0 to 1599 of the file) and Alpaca;
+judged on WikiText-2, on the rest of C4, and on eight zero-shot tasks. Each run has a folder under ``--runs`` and goes
+on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch import nn
+
+from benchmarks import record
+from shearfx.analysis import trace
+from shearfx.config import ShearConfig
+from shearfx.depth import angular_distances, drop_layers, find_layers
+from shearfx.evaluation import parameter_count, perplexity
+from shearfx.footprint import peak, reset_peak
+from shearfx.inference import device_of, logits_of
+from shearfx.inference_cost import inference_cost
+from shearfx.models import LoadedModel, load_model
+from shearfx.pipeline import Shearing, Silent
+from shearfx.pipeline.study import Study
+from shearfx.run_directory import RunDirectory
+from shearfx.speed import by_turns
+from shearfx.zero_shot import kept, read_tasks, zero_shot
+
+ROWS = record.RESULTS / "lorashear_table_rows"
+SETTINGS = Path(__file__).with_suffix(".yaml")
+DENSE = "dense"
+JUDGED_FROM = 1600
+"""Rows of the C4 file from here on are judged by, never trained on."""
+COLUMNS = ("ratio", "method", "parameters", "without embeddings", "WikiText-2", "C4", "mean", "kept", "above chance",
+           "prefill", "decode", "minutes", "peak, MiB", "seeds")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    settings = yaml.safe_load(SETTINGS.read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared"))
+    parser.add_argument("--model", help="another model than SmolLM2; keep its rows elsewhere")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "lorashear_table")
+    parser.add_argument("--methods", nargs="+", choices=list(settings["methods"]), default=list(settings["methods"]))
+    parser.add_argument("--ratios", type=float, nargs="+", default=settings["ratios"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=settings["seeds"])
+    parser.add_argument("--tokens", type=int, default=settings["common"]["tokens"])
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows: Path = options.rows
+    rows.mkdir(parents=True, exist_ok=True)
+    settings["common"]["tokens"] = options.tokens
+    asked = itertools.product(options.seeds, options.ratios, options.methods)
+    todo = [what for what in asked if not (rows / row_file(*what, options.tokens)).exists()]
+    dense = rows / f"{DENSE}.json"
+    if todo or not dense.exists():
+        bench = Bench(options.data, options.runs, settings, options.model)
+        if not dense.exists():
+            dense.write_text(json.dumps(bench.judged(bench.full.module, "dense"), indent=1) + "\n")
+        for done, (seed, ratio, method) in enumerate(todo, 1):
+            row = bench.row(seed, ratio, method)
+            (rows / row_file(seed, ratio, method, options.tokens)).write_text(json.dumps(row, indent=1) + "\n")
+            print(f"[{done}/{len(todo)}] {ratio} {method}: {row['perplexity']}", file=sys.stderr, flush=True)
+    report(settings, rows)
+
+
+def row_file(seed: int, ratio: float, method: str, tokens: int) -> str:
+    """The name of a finished row's file."""
+    return f"{re.sub(r'[^a-z0-9]+', '_', method.lower())}-{ratio}-{tokens}-{seed}.json"
+
+
+class Bench:
+    """The full model, the data, and what is judged by."""
+
+    def __init__(self, data: Path, runs: Path, settings: dict[str, Any], model: str | None) -> None:
+        from shearfx.demo import smollm2_path
+
+        self.settings, self.runs = settings, runs
+        runs.mkdir(parents=True, exist_ok=True)
+        self.spec = model or str(smollm2_path())
+        self.full = load_model(self.spec)
+        table = pq.read_table(data / "data" / "text" / "c4_validation_2k.parquet")
+        train = runs / "c4_train.parquet"
+        pq.write_table(table.slice(0, JUDGED_FROM), train)
+        self.sources = {
+            "pretrain": (str(train),), "instruct": (str(data / "data" / "instruct" / "alpaca_1000.json"),),
+        }  # fmt: skip
+        wikitext = data / "data" / "text" / "wikitext2_test_raw_first_half.txt"
+        self.texts: dict[str, str | list[str]] = {
+            "WikiText-2": wikitext.read_text(encoding="utf-8"),
+            "C4": table.slice(JUDGED_FROM)["text"].to_pylist(),
+        }
+        self.tasks = read_tasks([data / "data" / "mc"], settings["limit"])
+
+    def row(self, seed: int, ratio: float, method: str) -> dict[str, Any]:
+        """One method, cut, recovered and judged."""
+        of = dict(self.settings["methods"][method])
+        layers, dense = of.pop("layers", None), of.pop("dense", False)
+        common = self.settings["common"] | {"seed": seed, "ratio": ratio}
+        config = ShearConfig.of_mapping(common | self.sources | of)
+        start, device = time.monotonic(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
+        reset_peak(device)
+        if layers or dense:
+            small, achieved = self._trained(config, layers, ratio)
+        else:
+            folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
+            run = RunDirectory(folder, self.spec, config, resume=folder.exists())
+            run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
+            sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
+            small, achieved = sheared.model, sheared.plan.achieved
+        spent, most = (time.monotonic() - start) / 60, peak(device)
+        found = self.judged(small, f"{method} {ratio} {seed}") | self._speed(small)
+        return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
+                        "minutes": spent, "peak": most, "torch": torch.__version__}  # fmt: skip
+
+    def _trained(self, config: ShearConfig, layers: str | None, ratio: float) -> tuple[nn.Module, float]:
+        """The full model, or one without a run of layers, after the same training."""
+        full = load_model(self.spec)
+        study = Study(full.module.eval(), full.tokenizer, config, Silent())
+        study.read()
+        small = full.module if layers is None else self._shorter(full, study, layers, ratio)
+        held = study.hold(full.module if layers else load_model(self.spec).module)
+        reference = study.judge(held.work, "dense")["losses"]
+        teacher = study.teacher_of(held.work) if config.distill > 0 else None
+        before = parameter_count(full.module).total
+        compact = study.hold(small)
+        model = study.recover(compact, reference, study.steps(lambda: compact.work, teacher), teacher)
+        return model, 1 - parameter_count(model).total / before
+
+    def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> nn.Module:
+        """Without the run of layers that comes nearest to the ratio."""
+        graph = trace(full.module, *full.args, **full.kwargs)
+        (layers,) = find_layers(graph).lists().values()
+        count = max(1, round(ratio * graph.total_params / layers[0].params))
+        batches = [batch.cpu() for batch in study.batches(study.config.fitting_windows, study.config.seed + 3)]
+        found = angular_distances(full.module, layers, batches, lambda m, ids: logits_of(m, ids, last=1))
+        return drop_layers(full.module, graph, found.deepest(count) if how == "deepest" else found.best(count))
+
+    def judged(self, model: nn.Module, name: str) -> dict[str, Any]:
+        """Perplexities, and answers to the tasks, item by item."""
+        count, tokenizer, model = parameter_count(model), self.full.tokenizer, model.to(torch.bfloat16)
+        most = self.settings["perplexity_tokens"]
+        texts = {key: perplexity(model, tokenizer, text, max_tokens=most) for key, text in self.texts.items()}
+        answers = self.runs / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.jsonl"
+        answers.unlink(missing_ok=True)
+        results = zero_shot(model, tokenizer, self.tasks, cache=answers)
+        return {
+            "parameters": count.total, "without_embeddings": count.without_embeddings,
+            "perplexity": {key: found.value for key, found in texts.items()},
+            "conditions": {key: str(found) for key, found in texts.items()},
+            "tasks": {r.name: r.to_record() | {"right": r.right, "right_norm": r.right_norm} for r in results},
+        }  # fmt: skip
+
+    def _speed(self, small: nn.Module) -> dict[str, Any]:
+        """Prefill and decode of both models by turns, in bfloat16."""
+        full = load_model(self.spec).module.to(device_of(small), torch.bfloat16)
+        before, after = by_turns([full, small], 5)
+        ratios = {what: sorted(getattr(b, what) / getattr(a, what) for a, b in zip(before, after, strict=True))[2]
+                  for what in ("prefill", "decode")}  # fmt: skip
+        return {"speed_up": ratios, "timed": str(after[0]), "cost": vars(inference_cost(small))}
+
+
+def report(settings: dict[str, Any], folder: Path) -> None:
+    """Means over seeds; beside the rows, and in ``results`` where they are kept there."""
+    dense = json.loads((folder / f"{DENSE}.json").read_text())
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
+    order = list(settings["methods"])
+    groups: dict[tuple[float, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["ratio"], order.index(row["method"])), []).append(row)
+    lines = [_line([dense], dense, settings, ratio=0, method="dense")]
+    lines += [
+        _line(same, dense, settings, ratio=ratio, method=order[at]) for (ratio, at), same in sorted(groups.items())
+    ]
+    signal = ", ".join(f"{name} ({metric})" for name, metric in settings["signal"].items())
+    tasks = []
+    for row in rows:
+        found = {name: f"{one['acc']:.3f} ±{one['acc_stderr']:.3f}" for name, one in row["tasks"].items()}
+        tasks.append({"ratio": row["ratio"], "method": row["method"], "seed": row["seed"]} | found)
+    text = (
+        f"SmolLM2-135M-Instruct (4-bit weights, dequantised); {settings['common']['tokens']} training tokens for every "
+        f"method, at 4 windows of {settings['common']['sequence_length']} a step. Perplexity: {dense['conditions']}. "
+        f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
+        "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
+        "turns. `minutes` and `peak` of the whole run on a machine that may do other things.\n\n"
+    )
+    text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
+    text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
+    if folder == ROWS:
+        record.keep("lorashear_table", "LoRAShear and its rivals", text, lines)
+    else:
+        print(text)
+
+
+def _line(
+    same: Sequence[dict[str, Any]], dense: dict[str, Any], settings: dict[str, Any], **named: Any
+) -> dict[str, Any]:
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    def right(row: dict[str, Any]) -> dict[str, list[bool]]:
+        return {name: row["tasks"][name]["right_norm" if metric == "acc_norm" else "right"]
+                for name, metric in settings["signal"].items()}  # fmt: skip
+
+    chance = {name: dense["tasks"][name]["chance"] for name in settings["signal"]}
+    scores = [mean([mean([float(v) for v in of]) for of in right(row).values()]) for row in same]
+    found = kept(right(dense), right(same[0]), chance)
+    line: dict[str, Any] = named | {
+        "parameters": f"{same[0]['parameters']:,}", "without embeddings": f"{same[0]['without_embeddings']:,}",
+        **{key: f"{mean([row['perplexity'][key] for row in same]):.2f}" for key in ("WikiText-2", "C4")},
+        "mean": f"{mean(scores):.3f}", "kept": _share(found.raw, found.raw_interval),
+        "above chance": _share(found.above_chance, found.above_chance_interval),
+        "seeds": len(same),
+    }  # fmt: skip
+    if "speed_up" in same[0]:
+        line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
+        line |= {"minutes": f"{mean([row['minutes'] for row in same]):.0f}", "peak, MiB": (same[0]["peak"] or 0) >> 20}
+    return line
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1%} ({interval[0]:.0%} to {interval[1]:.0%})"
+
+
+if __name__ == "__main__":
+    main()
