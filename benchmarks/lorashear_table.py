@@ -73,7 +73,8 @@ def main() -> None:
     if todo or not dense.exists():
         bench = Bench(options.data, options.runs, settings, options.model)
         if not dense.exists():
-            dense.write_text(json.dumps(bench.judged(bench.full.module, "dense"), indent=1) + "\n")
+            found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, "dense")
+            dense.write_text(json.dumps(found, indent=1) + "\n")
         for done, (seed, ratio, method) in enumerate(todo, 1):
             row = bench.row(seed, ratio, method)
             (rows / row_file(seed, ratio, method, options.tokens)).write_text(json.dumps(row, indent=1) + "\n")
@@ -195,7 +196,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         found = {name: f"{one['acc']:.3f} ±{one['acc_stderr']:.3f}" for name, one in row["tasks"].items()}
         tasks.append({"ratio": row["ratio"], "method": row["method"], "seed": row["seed"]} | found)
     text = (
-        f"SmolLM2-135M-Instruct (4-bit weights, dequantised); {settings['common']['tokens']} training tokens for every "
+        f"{dense['model']}; {settings['common']['tokens']} training tokens for every "
         f"method, at 4 windows of {settings['common']['sequence_length']} a step. Perplexity: {dense['conditions']}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
