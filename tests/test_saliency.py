@@ -294,7 +294,7 @@ def test_a_registered_saliency_is_found_by_name() -> None:
         assert plan.options["saliency"] == "test-last"
     finally:
         del REGISTRY["test-last"]
-    with pytest.raises(PlanError, match="magnitude, random, .*taylor"):
+    with pytest.raises(PlanError, match=r"magnitude, random, .*taylor"):
         find("test-last")
 
 
