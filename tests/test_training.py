@@ -216,6 +216,31 @@ def recovery(model: Toy, folder: Path | None = None, **options: Any) -> Recovery
                     settings.pop("reference", {"easy": 1.5, "hard": 1.0}), checkpoint=folder, **settings)  # fmt: skip
 
 
+def test_progress_goes_on_where_a_run_was_cut_off(tmp_path: Path) -> None:
+    """Two stages of twelve steps; the second is stopped at its fifth and gone on with."""
+    told: list[tuple[int, int]] = []
+
+    class StopError(Exception):
+        pass
+
+    def stop(metrics: dict[str, Any]) -> None:
+        if len(told) == 16:
+            raise StopError
+
+    def both(**options: Any) -> Recovery:
+        made = recovery(Toy(), tmp_path, every=0.0, progress=lambda done, of: told.append((done, of)), **options)
+        made.stages = [made.stages[0], Stage("instruct", made.stages[0].train, made.stages[0].validation)]
+        return made
+
+    with pytest.raises(StopError):
+        both(on_step=stop).run()
+    assert told == [(step, 24) for step in range(1, 17)]
+    told.clear()
+    both().run()
+    assert told[0][0] in (16, 17)  # what was saved before the stop
+    assert told == [(step, 24) for step in range(told[0][0], 25)]
+
+
 def test_recovery_judges_every_round_and_draws_by_what_is_lost() -> None:
     model = Toy()
     before = losses_of(model, [windows("easy", 12, seed=1)])

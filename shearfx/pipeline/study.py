@@ -220,20 +220,16 @@ class Study:
         config = self.config
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         with self.teller.step("dynamic recovery (Algorithm 5)") as progress:
-            done = 0
 
             def told(metrics: dict[str, Any]) -> None:
-                nonlocal done
-                done += 1
                 if log is not None:
                     log("recover", **metrics)
-                progress(done, steps)
 
             Recovery(
                 wrapped, lambda: torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay), stages,
                 reference, steps, rounds=config.rounds, balance=config.balance, tolerance=config.tolerance,
                 teacher=teacher, distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate,
-                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told,
+                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told, progress=progress,
                 on_round=lambda one: log("round", **vars(one)) if log is not None else None,
             ).run()  # fmt: skip
 

@@ -82,6 +82,7 @@ class Recovery:
         checkpoint: folder; a stage that was cut off goes on from it.
         every: seconds between checkpoints.
         on_step, on_round: told as it goes.
+        progress: told the steps that are done, those before a stop among them, and all.
     """
 
     model: nn.Module
@@ -103,6 +104,7 @@ class Recovery:
     checkpoint: Path | None = None
     every: float = 60.0
     on_step: Callable[[Metrics], None] | None = None
+    progress: Callable[[int, int], None] | None = None
     on_round: Callable[[Round], None] | None = None
     history: list[Round] = field(default_factory=list)
 
@@ -122,12 +124,18 @@ class Recovery:
         windows = [sum(len(source) for source in stage.train) for stage in self.stages]
         for number, stage in enumerate(self.stages):
             share = round(self.steps * sum(windows[: number + 1]) / sum(windows))
-            share -= round(self.steps * sum(windows[:number]) / sum(windows))
-            if share > 0:
-                self._stage(number, stage, share)
+            before = round(self.steps * sum(windows[:number]) / sum(windows))
+            if share > before:
+                self._stage(number, stage, share - before, before)
         return self.history
 
-    def _stage(self, number: int, stage: Stage, steps: int) -> None:
+    def _stage(self, number: int, stage: Stage, steps: int, before: int) -> None:
+        def told(metrics: Metrics) -> None:
+            if self.on_step is not None:
+                self.on_step(metrics)
+            if self.progress is not None:
+                self.progress(before + int(metrics["step"]), self.steps)
+
         place = None if self.checkpoint is None else self.checkpoint / f"{number}-{stage.name}"
         mixture = Mixture(stage.train, self.batch_size, seed=self.seed + number)
         mine: list[Round] = []
@@ -135,7 +143,7 @@ class Recovery:
             self.model, self.optimizer(), mixture,
             lambda model, batch: causal_loss(model, batch, self.teacher, self.distill), steps,
             accumulate=self.accumulate, clip=self.clip,
-            warm=self.warm, on_step=self.on_step, checkpoint=place, every=self.every,
+            warm=self.warm, on_step=told, checkpoint=place, every=self.every,
             extra=lambda: {"rounds": [asdict(one) for one in mine]},
         )  # fmt: skip
         extra = loop.resume()
