@@ -54,7 +54,6 @@ def inference_cost(
     check_generation(model, prompt_tokens, new_tokens, batch_size)
     ids = prompt_ids(model, None, None, prompt_tokens).expand(batch_size, -1).to(device_of(model))
     flops = []
-    working = 0
     # Attention as plain products: fused kernels are not all known to the counter.
     with evaluating(model):
         for new in (1, new_tokens):
@@ -63,11 +62,10 @@ def inference_cost(
             flops.append(counter.get_total_flops())
         with Allocations(device_of(model)) as allocations:
             _generate(model, ids, new_tokens)
-        working = allocations.most
     tensors = {t.data_ptr() if not t.is_meta else id(t): t for t in (*model.parameters(), *model.buffers())}
     return InferenceCost(
         prefill_flops=flops[0], decode_flops=round((flops[1] - flops[0]) / (new_tokens - 1)),
-        weights_bytes=sum(t.nbytes for t in tensors.values()), working_bytes=working,
+        weights_bytes=sum(t.nbytes for t in tensors.values()), working_bytes=allocations.most,
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size,
     )  # fmt: skip
 

@@ -119,13 +119,12 @@ class Pruning:
                 if config.compensation == "none":
                     refitting.apply(plan, None, _call)
                     continue
-                batches = self.study.batches(config.fitting_windows, config.seed + 3)
                 if config.compensation == "bias":
                     with self.teller.step(f"giving what reads them a bias{of}"):
-                        refitting.shift(plan, batches, _call)
+                        refitting.shift(plan, self._fitting, _call)
                 else:
                     with self.teller.step(f"refitting what reads them by least squares{of}"):
-                        refitting.apply(plan, batches, _call, memory=self.spare() // 2)
+                        refitting.apply(plan, self._fitting, _call, memory=self.spare() // 2)
             if config.compensation != "none":
                 found = refitting.biases(plan) if config.compensation == "bias" else refitting.fits(plan)
                 write_state(self._fits, found)
@@ -161,13 +160,18 @@ class Pruning:
         groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
         return self._score(find(self.config.saliency if self.config.prune_share == 0 else "fisher"), groups)
 
+    @functools.cached_property
+    def _fitting(self) -> list[Tensor]:
+        """What least squares looks at."""
+        return self.study.batches(self.config.fitting_windows, self.config.seed + 3)
+
     def _score(
         self, proxy: Saliency, groups: Sequence[Group], progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Tensor]:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         work, seed = self.subject.held.work, self.config.seed
         proxy.memory = self.spare() // 2
-        proxy.fitting = self.study.batches(self.config.fitting_windows, self.config.seed + 3)
+        proxy.fitting = self._fitting
         return proxy.score(
             self.subject.graph, work, groups=groups, data=batches, loss=_loss, seed=seed, progress=progress
         )  # fmt: skip
