@@ -123,7 +123,7 @@ class Timing(Silent):
     def step(self, what: str) -> Iterator[Progress]:
         """A step begins."""
         start = time.process_time()
-        yield lambda done, total: None
+        yield lambda done, total, said="": None
         name = what.partition(" (")[0]
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
 

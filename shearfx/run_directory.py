@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, message
 
 CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.jsonl", "environment.json"
+PLAN, ACCOUNT, KNOWLEDGE = "plan.json", "groups.json", "knowledge.json"
 
 
 class RunDirectory:
@@ -23,8 +21,9 @@ class RunDirectory:
 
     A run that ended before its first stage did leaves nothing worth keeping: the folder can be used again.
 
-    ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step or round), ``stages.json``
-    (what each finished stage found), ``plan.json``, ``state/`` (checkpoints), ``cut/`` and ``model/`` (results).
+    ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step, choice or round),
+    ``stages.json`` (what each finished stage found), ``plan.json``, ``groups.json`` (what could be cut, and why the
+    rest not), ``knowledge.json``, ``state/`` (checkpoints), ``cut/`` and ``model/`` (results).
     """
 
     def __init__(self, path: Path, model: str, config: ShearConfig, *, resume: bool) -> None:
@@ -94,6 +93,8 @@ class RunDirectory:
 def environment() -> dict[str, Any]:
     """What a result depends on besides the configuration."""
     import peft
+    import torch
+    import transformers
 
     import shearfx
 

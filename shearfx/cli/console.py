@@ -10,13 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from shearfx.errors import ShearError
+
+if TYPE_CHECKING:
+    from shearfx.pipeline.tellers import Progress as Told
 
 __all__ = ["AsJson", "Debug", "Talk", "talking"]
 
@@ -45,10 +56,11 @@ class Talk:
         self.err.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def step(self, what: str) -> Iterator[Told]:
         """Show that something is going on until the block ends.
 
-        Yields a function that may be called with (done, total); until it is, only the time is shown.
+        Yields a function that may be called with (done, total), and with a few words on what is seen meanwhile; until
+        it is, only the time is shown.
         """
         # A log that claims to be a terminal (FORCE_COLOR) would fill with the bar's control codes.
         live = self.err.is_interactive and self.err.file.isatty()
@@ -60,27 +72,34 @@ class Talk:
             self.note(f"{what}: {seconds:.1f} s")
 
     @contextlib.contextmanager
-    def _live(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    def _live(self, what: str) -> Iterator[Told]:
+        text = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), text, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=self.err, transient=True) as progress:
             task = progress.add_task(what, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+            def update(done: int, total: int, said: str = "") -> None:
+                both = f"{what}\n{said}" if said else what  # under each other: a terminal may have 80 columns
+                progress.update(task, completed=done, total=total, description=both)
+
+            yield update
 
     @contextlib.contextmanager
-    def _plain(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def _plain(self, what: str) -> Iterator[Told]:
         """A line now, and from time to time one that says how far it is: a step may be one call that takes minutes."""
         start = time.monotonic()
         over = threading.Event()
-        known = ""
+        known: tuple[int, int, str] | None = None
+        first: tuple[int, float] | None = None
 
-        def update(done: int, total: int) -> None:
-            nonlocal known
-            known = f"{done} of {total} after "
+        def update(done: int, total: int, said: str = "") -> None:
+            nonlocal known, first
+            known, first = (done, total, said), first or (done, time.monotonic())
 
         def beat() -> None:
             pause = HEARTBEAT
             while not over.wait(pause):
-                self.note(f"{what}: {known or 'still going after '}{time.monotonic() - start:.0f} s")
+                self.note(f"{what}: {_how_far(known, first, start)}")
                 pause = min(2 * pause, RAREST)
 
         self.note(f"{what} ...")
@@ -139,6 +158,24 @@ def talking(as_json: bool, debug: bool) -> Iterator[Talk]:
     except KeyboardInterrupt:
         talk.note("interrupted")
         raise typer.Exit(130) from None
+
+
+def _how_far(known: tuple[int, int, str] | None, first: tuple[int, float] | None, start: float) -> str:
+    """Done of total, seconds gone and left, and what is seen.
+
+    Args:
+        known: done, total and words of the last report.
+        first: done and clock of the first one, which may be of a run that was resumed: speed counts from there.
+        start: the clock when the step began.
+    """
+    now = time.monotonic()
+    if known is None or first is None:
+        return f"still going after {now - start:.0f} s"
+    done, total, said = known
+    left = ""
+    if done > first[0] and total > done:
+        left = f", about {(now - first[1]) * (total - done) / (done - first[0]):.0f} s left"
+    return f"{done} of {total} after {now - start:.0f} s{left}{': ' * bool(said)}{said}"
 
 
 def _escaped(text: str) -> str:

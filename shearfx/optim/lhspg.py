@@ -19,6 +19,7 @@ from shearfx.gradients import Loss
 from shearfx.graph import Graph
 from shearfx.low_rank import adapters_of
 from shearfx.optim import options as asked
+from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.carriers import Carrier, GateCarrier
 from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
 from shearfx.optim.compact import Form
@@ -182,7 +183,7 @@ class LHSPG(Wrapping, Results):
         self.picks: list[Redundant] = []
         """What each period picked, by group; faded or fading."""
         self.history: list[dict[str, Any]] = []
-        """One entry for each period: step, structures picked, what is saved then."""
+        """One entry for each period: step, structures picked, what is saved then, their saliency beside the rest."""
         self.attach()
 
     @classmethod
@@ -240,7 +241,8 @@ class LHSPG(Wrapping, Results):
             self.stand_ins.fit(self.fading, self.redundant)
         self.scorer.reset()
         picked = sum(map(len, new.values()))
-        self.history.append({"step": self.steps, "period": period, "picked": picked, "saved": saved})
+        seen = saliency_at_pick(self.chooser.groups, scores, new, before)
+        self.history.append({"step": self.steps, "period": period, "picked": picked, "saved": saved, "saliency": seen})
 
     def _end_period(self, period: int) -> None:
         """Line 9: what has faded is zero in the adapters too; they are merged."""

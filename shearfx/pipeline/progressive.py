@@ -18,6 +18,7 @@ from shearfx.optim.choosing import Redundant
 from shearfx.optim.scoring import ACCUMULATED
 from shearfx.optim.standing_in import StandingIn
 from shearfx.pipeline.adapting import adapting
+from shearfx.pipeline.diary import Diary
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
 from shearfx.selection import Tied
@@ -68,21 +69,21 @@ def prune_progressively(
         )  # fmt: skip
         teacher = _inner_teacher(wrapped, optimizer) if config.distill > 0 else None
         mixture = Mixture([*study.train["pretrain"], *study.train["instruct"]], config.batch_size, seed=config.seed)
+        diary = Diary(optimizer, folder)
         loop = Loop(
             wrapped, optimizer, mixture, lambda m, b: study.loss(m, b, teacher), optimizer.schedule.steps,
             accumulate=config.accumulate, checkpoint=folder.path / "state" / "prune", least=1.0,
-            every=config.checkpoint_seconds, on_step=lambda metrics: folder.log("prune", **metrics),
+            every=config.checkpoint_seconds, on_step=diary.step,
         )  # fmt: skip
         loop.resume()
         wrapped.train()
         with study.teller.step("progressive pruning (Algorithm 4)") as progress:
             for metrics in loop.run():
-                progress(metrics["step"], loop.steps)
+                progress(metrics["step"], loop.steps, diary.line(metrics["loss"]))
         loop.save()  # what adapters learnt is needed for the cut, should the run stop before it
         wrapped.eval()
         optimizer.detach()
-        for entry in optimizer.history:
-            folder.log("period", **entry)
+        diary.periods()
         return Outcome(optimizer.redundant, adapters_of(wrapped), optimizer.stand_ins)
 
 

@@ -6,6 +6,7 @@ Source: LoRAShear, Algorithms 3 and 4.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,17 @@ from shearfx.attributes import settle
 from shearfx.graph import Group
 from shearfx.knowledge import knowledge_distribution, prunable
 from shearfx.low_rank import LowRank
-from shearfx.optim.choosing import Redundant
+from shearfx.optim.at_pick import saliency_at_pick
+from shearfx.optim.choosing import Chooser, Redundant
 from shearfx.optim.options import check_scores
+from shearfx.pipeline.account import account_of
 from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.refitting import Refitting
-from shearfx.run_directory import RunDirectory
-from shearfx.saliency import Saliency, find
+from shearfx.run_directory import ACCOUNT, KNOWLEDGE, PLAN, RunDirectory
+from shearfx.saliency import Saliency, Scores, find
 from shearfx.selection import Tied
 from shearfx.training.losses import causal_loss
 from shearfx.training.state_files import read_state, write_state
@@ -64,10 +67,14 @@ class Pruning:
             steps: optimiser steps of LHSPG, where it is asked for.
         """
         if self.folder.done("prune"):
-            return PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
+            return PruningPlan.from_json((self.folder.path / PLAN).read_text(encoding="utf-8"))
         config, tied = self.config, self._tied()
         plan = self._at_once(tied) if config.prune_share == 0 else self._progressively(tied, steps)
-        self.folder.write("plan.json", plan.to_json())
+        self.folder.write(PLAN, plan.to_json())
+        left = {g.name for one in tied for g in one.groups}
+        unprunable = [one for one in self.subject.tied if one.groups[0].name not in left]
+        account = account_of(self.subject.graph, self.subject.tied, self.subject.refused, unprunable)
+        self.folder.write(ACCOUNT, json.dumps(account, indent=1) + "\n")
         cuts: dict[str, list[int]] = {}
         for cut in plan.cuts:
             row = cuts.setdefault(cut.kind, [0, 0])
@@ -114,7 +121,9 @@ class Pruning:
                 with self.teller.step(f"scoring structures by {config.saliency}{of}") as progress:
                     scores = self.scores if cut == 1 else self._score(proxy, chooser.groups, progress)
                 check_scores(scores, gone)
-                gone, _ = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, gone)
+                before = gone
+                gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
+                self._tell_cut(cut, chooser, scores, gone, before, saved)
                 plan = self._plan_of(gone)
                 if config.compensation == "none":
                     refitting.apply(plan, None, _call)
@@ -129,6 +138,13 @@ class Pruning:
                 found = refitting.biases(plan) if config.compensation == "bias" else refitting.fits(plan)
                 write_state(self._fits, found)
         return self._settled(plan)
+
+    def _tell_cut(
+        self, cut: int, chooser: Chooser, scores: Scores, gone: Redundant, before: Redundant, saved: int
+    ) -> None:
+        new = {name: sorted(set(indices) - set(before.get(name, ()))) for name, indices in gone.items()}
+        seen = saliency_at_pick(chooser.groups, scores, new, before)
+        self.folder.log("cut", cut=cut, picked=sum(map(len, new.values())), saved=saved, saliency=seen)
 
     def _progressively(self, tied: list[Tied], steps: int) -> PruningPlan:
         return self._settled(self._plan_of(self._progressive(tied, steps)))
@@ -149,7 +165,7 @@ class Pruning:
             )  # fmt: skip
         names = list(found.unprunable())
         subject.check_ratio(names)
-        self.folder.write("knowledge.json", found.to_json())
+        self.folder.write(KNOWLEDGE, found.to_json())
         self.folder.finish("knowledge", {"unprunable": names})
         self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
         return prunable(subject.tied, names)

@@ -220,8 +220,11 @@ class Study:
         config = self.config
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         with self.teller.step("dynamic recovery (Algorithm 5)") as progress:
+            said = ""
 
             def told(metrics: dict[str, Any]) -> None:
+                nonlocal said
+                said = f"{metrics['stage']}, loss {metrics['loss']:.3f}"
                 if log is not None:
                     log("recover", **metrics)
 
@@ -229,7 +232,8 @@ class Study:
                 wrapped, lambda: torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay), stages,
                 reference, steps, rounds=config.rounds, balance=config.balance, tolerance=config.tolerance,
                 teacher=teacher, distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate,
-                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told, progress=progress,
+                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told,
+                progress=lambda done, total: progress(done, total, said),
                 on_round=lambda one: log("round", **vars(one)) if log is not None else None,
             ).run()  # fmt: skip
 

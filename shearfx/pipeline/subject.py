@@ -13,7 +13,7 @@ from shearfx.architectures import config_of
 from shearfx.construction import remember
 from shearfx.errors import PlanError, message
 from shearfx.evaluation import parameter_count
-from shearfx.graph import Graph
+from shearfx.graph import Graph, Group
 from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
 from shearfx.optim.choosing import Chooser
@@ -54,6 +54,8 @@ class Subject:
         self._arguments = (loaded.args, loaded.kwargs)
         self._graph: Graph | None = known[0] if known else None
         self._tied: list[Tied] | None = known[1] if known else None
+        self.refused: dict[str, list[Group]] = {}
+        """What may not be cut, by reason; known once :attr:`tied` was found out."""
 
     @property
     def graph(self) -> Graph:
@@ -72,9 +74,9 @@ class Subject:
             config, graph = self.config, self.graph
             with self.teller.step("finding out what the model's own class can express"):
                 wanted = Selection((), (), config.exclude, config.kinds, (), config.scope, "module")
-                self._tied, refused = select(graph, self.held.original, wanted)
+                self._tied, self.refused = select(graph, self.held.original, wanted)
             if not self._tied:
-                reasons = "; ".join(refused) or "the graph has no groups"
+                reasons = "; ".join(self.refused) or "the graph has no groups"
                 raise PlanError(message("nothing can be cut", where=reasons, todo='see graph.pins, or form="fx"'))
         return self._tied
 

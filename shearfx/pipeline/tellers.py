@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Told how far a step is."""
+
+    def __call__(self, done: int, total: int, said: str = "", /) -> None:
+        """So much of so much is done; ``said`` is worth showing beside it, such as the loss."""
 
 
 class Teller(Protocol):
@@ -25,7 +30,7 @@ class Silent:
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Progress]:
         """Nothing is shown."""
-        yield lambda done, total: None
+        yield lambda done, total, said="": None
 
     def note(self, text: str) -> None:
         """Nothing is shown."""

@@ -132,7 +132,7 @@ class Recovery:
     def _stage(self, number: int, stage: Stage, steps: int, before: int) -> None:
         def told(metrics: Metrics) -> None:
             if self.on_step is not None:
-                self.on_step(metrics)
+                self.on_step({"stage": stage.name, **metrics})
             if self.progress is not None:
                 self.progress(before + int(metrics["step"]), self.steps)
 
