@@ -12,7 +12,7 @@ from shearfx.viz.exports import explorer, graphml, node_link
 from shearfx.viz.page import html
 from shearfx.viz.scene import Scene
 
-__all__ = ["SUFFIXES", "check", "write"]
+__all__ = ["SUFFIXES", "check", "check_place", "write", "write_file"]
 
 SUFFIXES: dict[str, Callable[[Scene], dict[str, bytes]]] = {
     ".svg": dot.svg,
@@ -39,12 +39,17 @@ def check(path: Path, overwrite: bool = False) -> str:
         raise ShearError(
             message(f"{path.name!r} says nothing of how to draw", where="-o", todo=f"end it with one of {known}")
         )
+    check_place(path, overwrite)
+    return suffix
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Raise ShearError where a file is there already, or its folder is not."""
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise ShearError(message(f"{path} {what}", where="-o", todo="name a file in a folder that exists"))
     if os.path.lexists(path) and not overwrite:
         raise ShearError(message("the file exists", where=str(path), todo="name a new file, or pass --overwrite"))
-    return suffix
 
 
 def write(scene: Scene, path: Path, overwrite: bool = False) -> list[Path]:
@@ -59,16 +64,21 @@ def write(scene: Scene, path: Path, overwrite: bool = False) -> list[Path]:
     stem = path.name.removesuffix(suffix)
     if suffix in dot.NEED_PROGRAM and not dot.has_program():
         instead = path.with_name(f"{stem}.dot")
-        _write(instead, dot.source(scene)[".dot"])
+        write_file(instead, dot.source(scene)[".dot"])
         raise ShearError(dot.missing(instead, path))
     written = []
     for ending, content in SUFFIXES[suffix](scene).items():
         written.append(path.with_name(f"{stem}{ending}"))
-        _write(written[-1], content)
+        write_file(written[-1], content)
     return written
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ShearError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

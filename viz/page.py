@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html as markup
-import json
-from importlib import resources
 from typing import Any
 
 import shearfx
+from shearfx.viz.bundled import self_contained
 from shearfx.viz.palette import COLORS, text_on
 from shearfx.viz.scene import Box, Fold, Item, Op, Scene, operators
 
@@ -21,24 +19,7 @@ def html(scene: Scene) -> dict[str, bytes]:
 
 def to_html(scene: Scene) -> str:
     """The page. The scene goes in as JSON, the program (``viz/web``) as the bundle that npm built."""
-    bundle = resources.files("shearfx.viz") / "bundle"
-    template = (bundle / "page.html").read_text(encoding="utf-8")
-    parts = {
-        "{{title}}": markup.escape(scene.title),
-        "{{style}}": (bundle / "page.css").read_text(encoding="utf-8"),
-        "{{data}}": _script_safe(json.dumps(_data(scene), separators=(",", ":"))),
-        "{{program}}": (bundle / "page.js").read_text(encoding="utf-8"),
-    }
-    pieces = [template]
-    for mark, text in parts.items():  # one after the other, so that a name cannot be taken for a mark
-        before, _, after = pieces.pop().partition(mark)
-        pieces += [before, text, after]
-    return "".join(pieces)
-
-
-def _script_safe(text: str) -> str:
-    """JSON that no parser of HTML takes for the end of its script, or for anything else."""
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return self_contained("page", scene.title, _data(scene))
 
 
 class _Texts:

@@ -1,4 +1,5 @@
-"""The command line ``shearfx``: analyze, show, prune, layers, verify, eval, and LoRAShear: shear, knowledge, recover.
+"""The command line ``shearfx``: analyze, show, prune, layers, verify, eval, and LoRAShear: shear, report, knowledge,
+recover.
 
 Only typer and rich are imported here; torch and transformers wait until a command runs, so that ``--help`` is quick.
 """
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 import shearfx
-from shearfx.cli import analyze, evaluate, layers, prune, recover, shear, show, verify
+from shearfx.cli import analyze, evaluate, layers, prune, recover, report, shear, show, verify
 
 __all__ = ["app", "main"]
 
@@ -110,6 +111,13 @@ app.command(
         "shearfx shear ./my-llama --pretrain notes.txt -o run --set scope=uniform --set merge=never",
     )
 )(shear.shear)
+app.command(
+    epilog=_examples(
+        "shearfx report run",
+        "shearfx report run -o report.html",
+        "shearfx report run-20 run-50 -o compared.html",
+    )
+)(report.report)
 app.command(
     epilog=_examples("shearfx knowledge ./my-llama --pretrain c4.parquet --ratios 0.25 --ratios 0.5 -o knowledge.json")
 )(recover.knowledge)

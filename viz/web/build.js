@@ -1,32 +1,35 @@
-// Writes ../bundle: the minified program, its style, the page around them, and the licences of what is inside.
+// Writes ../bundle: for each page the minified program, its style, the page around them; and the licences of all inside.
 import { build } from "esbuild";
 import { copyFile, readFile, readdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 const out = "../bundle";
-const made = await build({
-  entryPoints: ["src/main.js"],
-  bundle: true,
-  minify: true,
-  format: "iife",
-  target: "es2022",
-  charset: "utf8",
-  legalComments: "none", // they stand in LICENSES.txt, whole
-  metafile: true,
-  write: false,
-});
-const program = made.outputFiles[0].text;
-if (/<\/script|<!--/i.test(program)) throw new Error("the program would end its own script element");
-await writeFile(join(out, "page.js"), program);
-const style = await build({ entryPoints: ["src/page.css"], minify: true, write: false });
-await writeFile(join(out, "page.css"), style.outputFiles[0].text);
-await copyFile("src/page.html", join(out, "page.html"));
-
+const pages = { page: ["src/main.js", "src/page.css", "src/page.html"], report: ["src/report/main.js", "src/report/report.css", "src/report/report.html"] };
 const packages = new Set();
-for (const input of Object.keys(made.metafile.inputs)) {
-  const found = /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
-  if (found) packages.add(found[1]);
+for (const [name, [program, style, template]] of Object.entries(pages)) {
+  const made = await build({
+    entryPoints: [program],
+    bundle: true,
+    minify: true,
+    format: "iife",
+    target: "es2022",
+    charset: "utf8",
+    legalComments: "none", // they stand in LICENSES.txt, whole
+    metafile: true,
+    write: false,
+  });
+  const text = made.outputFiles[0].text;
+  if (/<\/script|<!--/i.test(text)) throw new Error(`the program of ${name} would end its own script element`);
+  await writeFile(join(out, `${name}.js`), text);
+  const styled = await build({ entryPoints: [style], minify: true, write: false });
+  await writeFile(join(out, `${name}.css`), styled.outputFiles[0].text);
+  await copyFile(template, join(out, `${name}.html`));
+  for (const [input, { bytesInOutput }] of Object.entries(Object.values(made.metafile.outputs)[0].inputs)) {
+    const found = bytesInOutput > 0 && /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
+    if (found) packages.add(found[1]);
+  }
 }
+
 const texts = [];
 for (const name of [...packages].sort()) {
   const folder = join("node_modules", name);
