@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
-from shearfx.inference import bos_of, device_of, dtype_name, evaluating, logits_of, positions, tokenizer_name
+from shearfx.inference import (
+    bos_of,
+    check_tokenizer,
+    device_of,
+    dtype_name,
+    evaluating,
+    logits_of,
+    positions,
+    tokenizer_name,
+)
 from shearfx.speed import Speed, generation_speed
 
 __all__ = ["ParameterCount", "Perplexity", "Speed", "generation_speed", "parameter_count", "perplexity"]
@@ -89,7 +98,7 @@ def perplexity(
         ShearError: no tokenizer, too little text, a length that the model or the text does not allow, ids outside
             the model's vocabulary, or logits that are not finite.
     """
-    tokenizer = _required(tokenizer)
+    tokenizer = check_tokenizer(tokenizer)
     length = _window_length(model, sequence_length)
     bos = bos_of(tokenizer)
     step = length - len(bos) if stride is None else stride
@@ -134,13 +143,6 @@ def perplexity(
         tokenizer=tokenizer_name(tokenizer),
         dtype=dtype_name(model),
     )
-
-
-def _required(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
-        todo = "put the tokenizer's files beside the weights, or pass a tokenizer"
-        raise ShearError(message("there is no tokenizer to read the text with", where="evaluation", todo=todo))
-    return tokenizer
 
 
 def _window_length(model: nn.Module, asked: int | None) -> int:

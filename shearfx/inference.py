@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
 
-__all__ = ["bos_of", "device_of", "dtype_name", "evaluating", "logits_of", "positions", "tokenizer_name"]
+__all__ = [
+    "bos_of", "check_tokenizer", "device_of", "dtype_name", "evaluating", "logits_of", "positions", "tokenizer_name",
+]  # fmt: skip
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -47,6 +49,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer; raise ShearError where there is none."""
+    if tokenizer is None:
+        todo = "put the tokenizer's files beside the weights, or pass a tokenizer"
+        raise ShearError(message("there is no tokenizer to read text with", where="evaluation", todo=todo))
+    return tokenizer
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

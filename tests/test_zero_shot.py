@@ -242,6 +242,8 @@ def test_lm_evaluation_harness_agrees_item_by_item(stories: Path, shared: Path) 
 
     loaded = load_model(str(stories))
     tasks = read_tasks([shared / "data" / "mc"], limit=6)
+    with pytest.raises(ShearError, match="no tokenizer"):
+        harness_zero_shot(loaded.module, None, tasks)
     ours = zero_shot(loaded.module, loaded.tokenizer, tasks)
     theirs = harness_zero_shot(loaded.module, loaded.tokenizer, tasks)
     assert [r.name for r in ours] == [task.name for task in tasks]

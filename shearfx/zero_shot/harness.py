@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
-from shearfx.inference import evaluating
+from shearfx.inference import check_tokenizer, evaluating
 from shearfx.zero_shot.answers import Answer
 from shearfx.zero_shot.results import TaskResult, result_of
 from shearfx.zero_shot.tasks import Item, Task
@@ -28,7 +28,7 @@ def harness_zero_shot(
         batch_size: continuations at a time.
 
     Raises:
-        ShearError: the harness is not installed, or the model is none of transformers'.
+        ShearError: the harness is not installed, there is no tokenizer, or the model is none of transformers'.
     """
     try:
         from lm_eval import simple_evaluate
@@ -43,7 +43,7 @@ def harness_zero_shot(
         raise ShearError(message(what, todo="leave it out: shearfx scores the same way by itself"))
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with evaluating(model):
-        judge = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        judge = HFLM(pretrained=model, tokenizer=check_tokenizer(tokenizer), batch_size=batch_size)
         found = simple_evaluate(judge, tasks=[_task(task) for task in tasks], bootstrap_iters=0, log_samples=True)
     return [result_of(task, _answers(task, found["samples"][task.name])) for task in tasks]
 

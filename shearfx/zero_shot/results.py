@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from shearfx.errors import ShearError, message
+from shearfx.inference import check_tokenizer
 from shearfx.zero_shot.answer_file import AnswerFile
 from shearfx.zero_shot.answers import Answer, Progress, answers
 from shearfx.zero_shot.tasks import Item, Task
@@ -78,9 +78,7 @@ def zero_shot(
         ShearError: no tokenizer, a continuation without tokens, a model that cannot be called, logits that are not
             finite, or a cache that belongs to another model.
     """
-    if tokenizer is None:
-        todo = "put the tokenizer's files beside the weights, or pass a tokenizer"
-        raise ShearError(message("there is no tokenizer to read the tasks with", where="evaluation", todo=todo))
+    tokenizer = check_tokenizer(tokenizer)
     kept = AnswerFile(cache, model, tokenizer)
     items = {(task.name, item.fingerprint): item for task in tasks for item in task.items}
     missing = [(key, item) for key, item in items.items() if key not in kept]
