@@ -1,0 +1,103 @@
+"""Whether kernels or torch: kernels where a card can run them, else the reference, with one warning that says why.
+
+No card is the normal case and says nothing. ``"cuda"`` asks for kernels and refuses to run without.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Literal
+
+import torch
+
+from shearfx.cuda.compiling import Compiler
+from shearfx.cuda.launching import CudaLauncher, Launcher
+from shearfx.errors import PlanError, message
+
+Kernels = Literal["auto", "torch", "cuda"]
+OLDEST = (7, 5)
+"""Compute capability (Turing) that NVRTC of CUDA 13 still compiles for."""
+
+_WARNED: set[str] = set()
+
+
+def check(kernels: object) -> None:
+    """Raise PlanError for an option that there is not."""
+    if kernels not in ("auto", "torch", "cuda"):
+        known = "('auto', 'torch', 'cuda')"
+        raise PlanError(message(f"there is no kernels {kernels!r}", where="LHSPG(...)", todo=f"choose one of {known}"))
+
+
+def launcher(device: torch.device, kernels: Kernels = "auto") -> Launcher | None:
+    """Where kernels for tensors on a device run; None where torch does the work.
+
+    Raises:
+        PlanError: ``kernels`` is ``"cuda"``, and they cannot run.
+    """
+    if kernels == "torch":
+        return None
+    if device.type != "cuda":
+        if kernels == "cuda":
+            refuse(f"the model is on {device}", kernels, "move it to a CUDA device, or leave kernels= at 'auto'")
+        return None
+    found = _launcher(device.index if device.index is not None else torch.cuda.current_device())
+    if isinstance(found, tuple):
+        refuse(found[0], kernels, found[1])
+        return None
+    return found
+
+
+def refuse(why: str, kernels: Kernels, todo: str = "pass kernels='torch' to hear no more of it") -> None:
+    """Raise PlanError where kernels were asked for by name; else say once that torch does the work instead.
+
+    Raises:
+        PlanError: see above.
+    """
+    if kernels == "cuda":
+        raise PlanError(message(f"the CUDA kernels cannot be used: {why}", where="kernels='cuda'", todo=todo))
+    if why not in _WARNED:
+        _WARNED.add(why)
+        warnings.warn(f"torch does LHSPG's work instead of the CUDA kernels: {why} ({todo})", stacklevel=3)
+
+
+@cache
+def _launcher(index: int) -> CudaLauncher | tuple[str, str]:
+    """The launcher of a card, or why there is none and what to do."""
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip is not None:
+        return "this is torch for ROCm", "pass kernels='torch'"
+    if capability < OLDEST:
+        name = torch.cuda.get_device_name(index)
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, below 7.5", "pass kernels='torch'"
+    major = int(str(torch.version.cuda).partition(".")[0])
+    extra = "cuda" if major >= 13 else f"cuda{major}"
+    install = f'pip install "shearfx[{extra}]"'
+    try:
+        compiler = Compiler(capability)
+        if compiler.version[0] != major:
+            return f"NVRTC is of CUDA {compiler.version[0]}, torch of CUDA {torch.version.cuda}", install
+        found = CudaLauncher(torch.device("cuda", index), compiler)
+        check_works(found)
+    except ImportError as error:
+        return f"{error}", install
+    except Exception as error:  # whatever NVRTC or the driver raise, torch still works
+        # a driver older than CUDA's version refuses the code that NVRTC makes
+        return f"they do not compile or load here ({str(error).strip() or type(error).__name__})", "update the driver"
+    return found
+
+
+def check_works(found: Launcher) -> None:
+    """Compile, load and run the smallest kernel, and look at what it did.
+
+    Raises:
+        RuntimeError: it did not do what it should.
+    """
+    from shearfx.cuda.updating import Updating
+
+    parameter = torch.nn.Parameter(torch.ones(3, device=found.device))
+    parameter.grad = torch.ones_like(parameter)
+    group = {"params": [parameter], "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+    Updating(found, "sgd").step([group], {})
+    if parameter.tolist() != [0.5] * 3:
+        raise RuntimeError("a trial kernel computed something else than it should")
