@@ -72,7 +72,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
         after = at.get("recover", at.get("cut"))
         if "dense" in at and after is not None and at["dense"] > 0:
             found.append({"value": _change(at["dense"], after), "label": label,
-                          "note": f"{_short(at['dense'])} → {_short(after)}"})  # fmt: skip
+                          "note": f"{_short(at['dense'])} → {_short(after)}{' MB' * name.endswith('MB')}"})  # fmt: skip
     for source, share in list(closed(run).items())[:3]:
         ends = [_number(perplexity(losses(run, stage)[source]), "perplexity") for stage in STAGES]
         found.append({"value": f"{share:.0%}", "label": f"of what the cut cost on {source} came back",
@@ -159,7 +159,9 @@ def _follows(name: str, stage: str) -> bool:
 
 def _note(names: Any) -> str:
     timed = "Latency and speed as timed in the run. " if any("tokens/s" in name for name in names) else ""
-    return f"{timed}Perplexity on windows that were held out of training."
+    return (
+        f"{timed}Perplexity on windows that were held out of training. Change: from before to the last that is known."
+    )
 
 
 def _cell(name: str, value: float | None) -> Cell:
@@ -213,6 +215,9 @@ def _peaks(runs: Sequence[Run]) -> dict[str, Any] | None:
     if not rows:
         return None
     where = {text(run.record("memory", "on")) for run in runs}
-    note = "Allocated on the GPU." if where == {"cuda"} else "Resident in the process."
+    on_gpu = where == {"cuda"}
+    note = (
+        "Allocated on the GPU." if on_gpu else "Resident in the process; foreseen is without Python and its libraries."
+    )
     columns = ["stage", *(run.name if len(runs) > 1 else "peak, MB" for run in runs)]
     return table("memory", "Memory that the run took, MB", columns, rows, note, fold=True)

@@ -35,6 +35,9 @@ def report(paths: Sequence[Path]) -> str:
 def to_html(runs: Sequence[Run]) -> str:
     """The page on runs that were read."""
     made = (headline(runs), widths(runs), knowledge(runs), pruning(runs), recovery(runs), left_whole(runs), setup(runs))
+    sections = [one for one in made if one is not None]
+    for one in sections:
+        _say_whose(one, runs)
     title = _title(runs)
     data: dict[str, Any] = {
         "version": shearfx.__version__,
@@ -44,9 +47,18 @@ def to_html(runs: Sequence[Run]) -> str:
              "summary": _summary(run), "tiles": tiles(run), "missing": run.missing}
             for run in runs
         ],
-        "sections": [one for one in made if one is not None],
+        "sections": sections,
     }  # fmt: skip
     return self_contained("report", title, data)
+
+
+def _say_whose(section: dict[str, Any], runs: Sequence[Run]) -> None:
+    """Where runs are beside each other and a chart is not of all of them, its note says of which."""
+    for item in section["items"]:
+        if item["kind"] == "chart" and len(runs) > 1:
+            whose = [run.name for run in runs if any(row["run"] == run.name for row in item["data"])]
+            if len(whose) < len(runs):
+                item["note"] += f" Only of {', '.join(whose)}."
 
 
 def _title(runs: Sequence[Run]) -> str:

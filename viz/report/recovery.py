@@ -51,7 +51,11 @@ def recovery(runs: Sequence[Run]) -> dict[str, Any] | None:
             items[-1]["note"] += note_
     if curves:
         note = "Training loss, with its running mean. Lines: rounds begin."
-        items.append(chart("recovery-loss", "Loss while recovering", curves, note, draw="loss", marks=marks))
+        items.append(
+            chart(
+                "recovery-loss", "Loss while recovering", curves, note, draw="loss", marks=marks, wide=len(items) == 2
+            )
+        )
     if not items:
         return None
     intro = "Adapters on the cut model learn from what was lost most, round by round."

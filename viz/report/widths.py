@@ -47,7 +47,7 @@ def widths(runs: Sequence[Run]) -> dict[str, Any]:
         cells += _cells(run)
     items = []
     if cells:
-        note = "Darker: more was cut. A dot: left whole by knowledge analysis. Numbers are the structures that stay."
+        note = "The stronger the colour, the more was cut. Numbers: the structures that stay."
         items.append(chart("kept-width", "Structures kept, by layer and kind", cells, note, draw="widths", wide=True))
     cuts = _table(runs)
     if cuts["rows"]:
@@ -152,7 +152,7 @@ def left_whole(runs: Sequence[Run]) -> dict[str, Any] | None:
         columns = [*names, "kind", "node groups", "why they stay whole"]
         items.append(table("refused", "Node groups that stay whole", columns, rows[:SHOWN]))
     if pins:
-        columns = [*names, "reason", "dims", "the first", "where"]
+        columns = [*names, "reason", "pins", "dims of the first", "where"]
         items.append(table("pins", "Pinned dims", columns, pins[:SHOWN], "These may never be cut.", fold=True))
     intro = "What the options, the model's own class or the graph did not let go."
-    return section("whole", "What stays whole, and why", intro, items) if items else None
+    return section("whole", "What stays whole", intro, items) if items else None

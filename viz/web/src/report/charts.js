@@ -5,7 +5,8 @@ import { dashes, inkOn, ramp, symbols, theme } from "./theme.js";
 
 const unique = (rows, name) => [...new Set(rows.map((row) => row[name]))];
 const short = (text, most = 26) => (text.length > most ? `…${text.slice(1 - most)}` : text);
-const percent = (x) => `${(100 * x).toFixed(Math.abs(x) < 0.0995 ? 1 : 0)}%`;
+const percent = (x) => `${(100 * x).toFixed(x && Math.abs(x) < 0.0995 ? 1 : 0)}%`;
+const tick = (x) => `${+(100 * x).toPrecision(3)}%`.replace("-", "−");
 const signed = (x, text) => (x > 0 ? `+${text}` : text.replace("-", "−"));
 /** Room that the longest of some labels takes, in pixels. */
 const room = (labels, most = 190) => Math.min(most, 16 + 7 * Math.max(0, ...labels.map((one) => String(one).length)));
@@ -24,7 +25,7 @@ function draw(width, options, description) {
   return made;
 }
 
-const gridY = () => Plot.gridY({ stroke: theme().grid, strokeOpacity: 0.8 });
+const gridY = (ticks = 5) => Plot.gridY({ ticks, stroke: theme().grid, strokeOpacity: 0.8 });
 const gridX = () => Plot.gridX({ stroke: theme().grid, strokeOpacity: 0.8 });
 const steps = { label: "optimiser step →", nice: true, labelAnchor: "right", labelArrow: "none" };
 /** Whether a logarithm shows more: all above zero, and far apart. */
@@ -39,6 +40,7 @@ const style = (names) => {
     dash: (name) => dashes[at(name) % dashes.length],
     symbol: (name) => symbols[at(name) % symbols.length],
     items: names.map((name, i) => ({ label: name, color: series[i % series.length], dash: dashes[i % dashes.length] })),
+    marked: names.map((name, i) => ({ label: name, color: series[i % series.length], dash: dashes[i % dashes.length], symbol: symbols[i % symbols.length] })),
   };
 };
 
@@ -58,7 +60,7 @@ export function levels(rows, width) {
   const place = { before: 0, cut: -1, recovered: 1 };
   const chart = draw(width, {
     height: 46 + 56 * all.length, marginLeft: room(all.map((one) => short(one))), marginRight: 34,
-    x: { type: log ? "log" : "linear", label: "perplexity →", labelArrow: "none", nice: true, ticks: Math.max(3, Math.min(7, width / 90)), tickFormat: "~s" },
+    x: { type: log ? "log" : "linear", label: "perplexity →", labelArrow: "none", nice: !log, insetLeft: 26, insetRight: 26, ticks: Math.max(3, Math.min(7, width / 90)), tickFormat: "~s" },
     y: { domain: all, label: null, tickFormat: (one) => short(one) },
     marks: [
       gridX(),
@@ -66,21 +68,21 @@ export function levels(rows, width) {
       Plot.dot(rows, { x: "value", y: label, fill: (row) => colors[row.stage], r: 6.5, symbol: (row) => symbols[stages.indexOf(row.stage)], ariaLabel: (row) => `${row.stage} ${row.value}` }),
       ...stages.map((stage) => Plot.text(rows.filter((row) => row.stage === stage), {
         x: "value", y: label, text: (row) => row.value.toPrecision(4).replace(/e\+?/, "e"), dy: place[stage] > 0 ? 17 : -15, fill: "currentColor",
-        textAnchor: place[stage] === 0 ? "middle" : "middle", filter: (row) => place[stage] || !near(rows, row, label, log),
+        filter: (row) => place[stage] || !near(rows, row, label, log, 52 / Math.max(width - 260, 52)),
       })),
       Plot.tip(rows, Plot.pointer({ x: "value", y: label, title: (row) => `${row.source}\n${several(rows) ? `${row.run}\n` : ""}${row.stage}: perplexity ${row.value.toPrecision(5)}`, fill: theme().paper, stroke: theme().grid })),
     ],
     symbol: { legend: false },
   }, "Perplexity by source before pruning, after the cut and after recovery");
-  return [legend(stages.map((stage) => ({ label: stage, color: colors[stage], mark: "dot" })), width), chart];
+  return [legend(stages.map((stage, i) => ({ label: stage, color: colors[stage], mark: "dot", symbol: symbols[i] })), width), chart];
 }
 
 /** Whether the cut's number would stand on this one's. */
-function near(rows, row, label, log) {
+function near(rows, row, label, log, least) {
   const all = rows.map((one) => (log ? Math.log(one.value) : one.value));
   const span = Math.max(...all) - Math.min(...all) || 1;
   const at = (one) => (log ? Math.log(one.value) : one.value);
-  return rows.some((one) => one.stage === "cut" && label(one) === label(row) && Math.abs(at(one) - at(row)) / span < 0.14);
+  return rows.some((one) => one.stage === "cut" && label(one) === label(row) && Math.abs(at(one) - at(row)) / span < least);
 }
 
 // -- where it was cut ------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ export function widths(rows, width) {
     ],
   }, "Share of structures kept in every layer, by kind");
   const scale = [0, 0.25, 0.5, 0.75, 1].map((cut) => ({ label: cut === 0 ? "all kept" : `${100 * (1 - cut)}%${cut === 1 ? ": nothing" : ""}`, color: ramp(cut), mark: "box" }));
-  return [legend([...scale, ...(rows.some((row) => row.whole) ? [{ label: "left whole (unprunable)", color: ink, mark: "dot" }] : [])], width), chart];
+  return [legend([...scale, ...(rows.some((row) => row.whole) ? [{ label: "left whole (unprunable)", color: ink, mark: "dot", symbol: "circle" }] : [])], width), chart];
 }
 
 // -- knowledge -------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ export function knowledge(rows, width) {
   const chart = draw(width, {
     height: 60 + 190 * panels.length, marginLeft: 64, marginRight: panels.length > 1 ? 120 : 18,
     x: { type: "band", domain: layers.map((l) => (l === null ? "none" : String(l))), label: "layer →", labelArrow: "none", tickFormat: (l) => (l === "none" ? "–" : Number(l) % every ? "" : l) },
-    y: { type: skewed ? "symlog" : "linear", constant: 0.05, label: "↑ growth of perplexity", labelArrow: "none", tickFormat: (y) => percent(y), ticks: 5, nice: true },
+    y: { type: skewed ? "symlog" : "linear", constant: 0.05, label: "↑ growth of perplexity", labelArrow: "none", tickFormat: tick, ticks: 5, nice: true },
     fy: { domain: panels, label: null, tickFormat: (one) => short(one, 16), axis: panels.length > 1 ? "right" : null },
     marks: [
       gridY(), Plot.ruleY([0], { stroke: muted }),
@@ -145,7 +147,7 @@ export function knowledge(rows, width) {
       Plot.tip(rows, Plot.pointerX({ x: column, y: "value", fy: panel, fill: paper, stroke: grid, title: (row) => `${row.group}\n${row.kind}: ${signed(row.value, percent(row.value))} perplexity${row.unprunable ? "\nunprunable" : ""}` })),
     ],
   }, "Growth of perplexity when one node group alone is pruned, by layer and kind");
-  return [legend([...look.items.map((one) => ({ ...one, mark: "ring" })), ...(rows.some((row) => row.unprunable) ? [{ label: "filled: unprunable", color: muted, mark: "dot" }] : [])], width), chart];
+  return [legend([...look.marked.map((one) => ({ ...one, mark: "ring" })), ...(rows.some((row) => row.unprunable) ? [{ label: "filled: unprunable", color: muted, mark: "dot", symbol: "circle" }] : [])], width), chart];
 }
 
 // -- pruning ---------------------------------------------------------------------------------------------------
@@ -223,33 +225,32 @@ export function saliency(rows, width) {
   const { series, paper, grid } = theme();
   const colors = { picked: series[1], stays: series[0] };
   const runs = unique(rows, "run");
-  const kinds = unique(rows, "kind");
   const panel = (row) => [runs.length > 1 ? row.run : "", row.kind].filter(Boolean).join(" · ");
   const panels = [...new Set(rows.map(panel))].sort();
   const numbers = [...new Set(rows.map((row) => row.number))].sort((a, b) => a - b);
   const log = rows.every((row) => row.q[0] > 0);
-  const each = (width - 90) / numbers.length;
+  const each = (width - 64 - 120) / numbers.length;
   const half = Math.max(2, Math.min(11, each / 5));
   const shift = { picked: -half - 1, stays: half + 1 };
-  const name = (n) => `${rows.find((row) => row.number === n).word} ${n}`;
+  const words = unique(rows, "word");
+  const name = (n) => `${words.length > 1 ? "choice" : words[0]} ${n}`;
   const plain = each < 56;
   const by = (make) => ["picked", "stays"].flatMap((what) => make(rows.filter((row) => row.what === what), colors[what], shift[what]));
   const chart = draw(width, {
     height: 60 + 150 * panels.length, marginLeft: 64, marginRight: 120,
-    x: { type: "band", domain: numbers, label: plain ? `${rows[0].word} →` : null, labelArrow: "none", tickFormat: (n) => (plain ? String(n) : name(n)) },
+    x: { type: "band", domain: numbers, label: plain ? `${words.length > 1 ? "choice" : words[0]} →` : null, labelArrow: "none", tickFormat: (n) => (plain ? String(n) : name(n)) },
     y: { type: log ? "log" : "linear", label: "↑ saliency", labelArrow: "none", nice: true, ticks: 4, tickFormat: (y) => (log ? (Math.abs(Math.log10(y) - Math.round(Math.log10(y))) < 1e-6 ? y.toExponential(0).replace("-", "−") : "") : y.toPrecision(2)) },
     fy: { domain: panels, label: null, tickFormat: (one) => short(one, 16), padding: 0.12 },
     marks: [
-      gridY(),
+      Plot.frame({ stroke: grid }), gridY(4),
       ...by((mine, color, dx) => [
         Plot.ruleX(mine, { x: "number", y1: (row) => row.q[0], y2: (row) => row.q[4], fy: panel, dx, stroke: color, strokeWidth: 1.4 }),
-        Plot.ruleX(mine, { x: "number", y1: (row) => row.q[1], y2: (row) => row.q[3], fy: panel, dx, stroke: color, strokeWidth: 2 * half - 1 }),
-        Plot.tickY(mine, { x: "number", y: (row) => row.q[2], fy: panel, dx, stroke: paper, strokeWidth: 2, insetLeft: (each * 0.9) / 2 - half, insetRight: (each * 0.9) / 2 - half }),
+        Plot.ruleX(mine, { x: "number", y1: (row) => row.q[1], y2: (row) => row.q[3], fy: panel, dx, stroke: color, strokeOpacity: 0.4, strokeWidth: 2 * half - 1 }),
+        Plot.tickY(mine, { x: "number", y: (row) => row.q[2], fy: panel, dx, stroke: color, strokeWidth: 2.4, insetLeft: (each * 0.9) / 2 - half, insetRight: (each * 0.9) / 2 - half }),
       ]),
       Plot.tip(rows, Plot.pointerX({ x: "number", y: (row) => row.q[2], fy: panel, fill: paper, stroke: grid, title: (row) => `${name(row.number)}, ${row.kind}: ${row.what === "picked" ? "what goes" : "what stays"}\nleast ${row.q[0].toPrecision(3)}\nmedian ${row.q[2].toPrecision(3)}\nlargest ${row.q[4].toPrecision(3)}` })),
     ],
   }, "Saliency of the structures picked and of those that stay, at every choice");
-  void kinds;
   return [legend([{ label: "picked: goes", color: colors.picked, mark: "box" }, { label: "stays", color: colors.stays, mark: "box" }], width), chart];
 }
 
@@ -273,7 +274,7 @@ export function degradation(rows, width) {
       Plot.tip(rows, Plot.pointer({ x: "at", y: "value", fill: paper, stroke: grid, title: (row) => `${line(row, rows)}\nround ${row.round}, step ${row.at}\n${signed(row.value, row.value.toFixed(3))} nats a token` })),
     ],
   }, "Validation loss above the full model's by source, over optimiser steps");
-  return [legend(look.items, width), chart];
+  return [legend(look.marked, width), chart];
 }
 
 export function sampling(rows, width) {
@@ -285,7 +286,7 @@ export function sampling(rows, width) {
   const chart = draw(width, {
     height: runs.length > 1 ? 60 + 130 * runs.length : 260, marginRight: runs.length > 1 ? 120 : 18,
     x: { type: "band", domain: rounds, label: "round →", labelArrow: "none", padding: 0.15 },
-    y: { domain: [0, 1], label: null, tickFormat: percent, ticks: 5 },
+    y: { domain: [0, 1], label: null, tickFormat: tick, ticks: 5 },
     fy: { domain: runs, label: null, axis: runs.length > 1 ? "right" : null, tickFormat: (one) => short(one, 16) },
     marks: [
       gridY(),

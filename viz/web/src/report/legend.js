@@ -1,10 +1,13 @@
 // What colours, strokes and marks say, as a picture of its own above a chart, so that it is saved with it.
+import { symbol, symbolCircle, symbolDiamond, symbolPlus, symbolSquare, symbolStar, symbolTimes, symbolTriangle, symbolWye } from "d3-shape";
 import { svg } from "./dom.js";
 import { theme } from "./theme.js";
 
 const LINE = 20;
+const shapes = { circle: symbolCircle, square: symbolSquare, triangle: symbolTriangle, diamond: symbolDiamond, star: symbolStar, times: symbolTimes, wye: symbolWye, plus: symbolPlus };
+const SIZE = 85; // square pixels of a mark
 
-/** Items: `{label, color, dash, mark: "line"|"box"|"dot"|"ring"|"diamond"}`. */
+/** Items: `{label, color, dash, width, opacity, mark: "line" | "box" | "dot" | "ring", symbol}`; a line may carry a symbol. */
 export function legend(items, width) {
   const { ink } = theme();
   const measure = document.createElement("canvas").getContext("2d");
@@ -17,9 +20,12 @@ export function legend(items, width) {
     if (x && x + wide > width) [x, y] = [0, y + LINE];
     const middle = y + 9;
     if (item.mark === "box") group.append(svg("rect", { x, y: middle - 6, width: 22, height: 12, rx: 2, fill: item.color, "fill-opacity": item.opacity ?? 1 }));
-    else if (item.mark === "dot") group.append(svg("circle", { cx: x + 11, cy: middle, r: 5, fill: item.color }));
-    else if (item.mark === "ring") group.append(svg("circle", { cx: x + 11, cy: middle, r: 4.5, fill: "none", stroke: item.color, "stroke-width": 1.8 }));
-    else group.append(svg("line", { x1: x, x2: x + 22, y1: middle, y2: middle, stroke: item.color, "stroke-width": item.width ?? 2.2, "stroke-dasharray": item.dash ?? "none" }));
+    else if (item.mark !== "dot" && item.mark !== "ring") group.append(svg("line", { x1: x, x2: x + 22, y1: middle, y2: middle, stroke: item.color, "stroke-width": item.width ?? 2.2, "stroke-dasharray": item.dash ?? "none" }));
+    if (item.symbol) {
+      const ring = item.mark === "ring";
+      const look = ring ? { fill: "none", stroke: item.color, "stroke-width": 1.8 } : { fill: item.color };
+      group.append(svg("path", { d: symbol(shapes[item.symbol], SIZE)(), transform: `translate(${x + 11},${middle})`, ...look }));
+    }
     const text = svg("text", { x: x + 28, y: middle + 4 });
     text.textContent = label;
     group.append(text);

@@ -58,7 +58,7 @@ function top() {
   for (const run of data.runs) {
     const state = tag("span", { class: `state ${run.done ? "done" : "open"}` }, run.state);
     const name = data.runs.length > 1 ? tag("b", {}, `${run.name} `) : null;
-    header.append(tag("div", { class: "run" }, tag("p", {}, name, state, tag("span", { class: "muted" }, `${run.model ? `${run.model}, in ` : "in "}${run.path}`)), run.summary && tag("p", {}, run.summary)));
+    header.append(tag("div", { class: "run" }, tag("p", {}, name, state, tag("span", { class: "muted where" }, `${run.model ? `${run.model}, in ` : "in "}${run.path}`)), run.summary && tag("p", {}, run.summary)));
     if (data.runs.length === 1 && run.tiles.length)
       header.append(tag("div", { class: "tiles" }, run.tiles.map((one) => tag("div", { class: "tile" }, tag("b", {}, one.value), tag("span", {}, one.label), tag("span", { class: "muted" }, one.note)))));
     if (run.missing.length)

@@ -1,4 +1,4 @@
 // What is used of Observable Plot, so that the rest of it stays out of the bundle.
 export {
-  areaY, barY, cell, dot, gridX, gridY, line, plot, pointer, pointerX, ruleX, ruleY, stackY, text, tickY, tip,
+  areaY, barY, cell, dot, frame, gridX, gridY, line, plot, pointer, pointerX, ruleX, ruleY, stackY, text, tickY, tip,
 } from "@observablehq/plot";

@@ -3,12 +3,12 @@
 const light = {
   ink: "#1b1f24", muted: "#57606a", grid: "#d0d7de", paper: "#ffffff", faint: "#8c959f",
   series: ["#0072b2", "#d55e00", "#009e73", "#b5508f", "#b07a00", "#2f8fc4", "#5a5a5a", "#7a5195"],
-  ramp: ["#eef4f9", "#08306b"],
+  ramp: ["#edf3f8", "#4f94cd", "#08306b"],
 };
 const dark = {
   ink: "#e6edf3", muted: "#9da7b3", grid: "#30363d", paper: "#0d1117", faint: "#6e7681",
   series: ["#56b4e9", "#ff8a3d", "#2fc79a", "#e69ac8", "#f0c442", "#8fd0ff", "#b4b4b4", "#c3a3e6"],
-  ramp: ["#1b2733", "#9ecbff"],
+  ramp: ["#1a2530", "#2f79bd", "#b9deff"],
 };
 const media = matchMedia("(prefers-color-scheme: dark)");
 let printing = false;
@@ -25,10 +25,12 @@ export function onChange(draw) {
 
 export const isPrinting = () => printing;
 
-/** A colour between the ends of the ramp, from 0 to 1. */
+/** A colour of the ramp, from 0 to 1. */
 export function ramp(share) {
-  const [a, b] = theme().ramp.map((one) => [1, 3, 5].map((i) => parseInt(one.slice(i, i + 2), 16)));
-  const x = Math.min(1, Math.max(0, share));
+  const stops = theme().ramp.map((one) => [1, 3, 5].map((i) => parseInt(one.slice(i, i + 2), 16)));
+  const along = Math.min(1, Math.max(0, share)) * (stops.length - 1);
+  const first = Math.min(Math.floor(along), stops.length - 2);
+  const [a, b, x] = [stops[first], stops[first + 1], along - first];
   return `#${a.map((c, i) => Math.round(c + (b[i] - c) * x).toString(16).padStart(2, "0")).join("")}`;
 }
 
