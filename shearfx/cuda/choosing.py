@@ -6,15 +6,18 @@ No card is the normal case and says nothing. ``"cuda"`` asks for kernels and ref
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from shearfx.cuda.compiling import Compiler
 from shearfx.cuda.launching import CudaLauncher, Launcher
+from shearfx.cuda.statistics import Lines, unfit
 from shearfx.errors import PlanError, message
 
+Key = TypeVar("Key")
 Kernels = Literal["auto", "torch", "cuda"]
 OLDEST = (7, 5)
 """Compute capability (Turing) that NVRTC of CUDA 13 still compiles for."""
@@ -45,6 +48,23 @@ def launcher(device: torch.device, kernels: Kernels = "auto") -> Launcher | None
     if isinstance(found, tuple):
         refuse(found[0], kernels, found[1])
         return None
+    return found
+
+
+def fitting(lines: Mapping[Key, Lines], kernels: Kernels) -> dict[Launcher, list[Key]]:
+    """Which slices kernels take, by where they run; what is left is torch's.
+
+    Raises:
+        PlanError: ``kernels`` is ``"cuda"``, and there are slices that they cannot take.
+    """
+    found: dict[Launcher, list[Key]] = {}
+    for key, one in lines.items():
+        where = launcher(one.weight.device, kernels)
+        why = None if where is None else unfit(one, where.device)
+        if why is not None:
+            refuse(why, kernels)
+        elif where is not None:
+            found.setdefault(where, []).append(key)
     return found
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.optim.choosing import Redundant
 from shearfx.optim.fading import Rule
+from shearfx.optim.reading import Reader
 from shearfx.optim.redundant_slices import Find, Slices
 
 
@@ -92,9 +94,9 @@ class Carrier(ABC):
 class GateCarrier(Carrier):
     """Structures fade by their gates: the weights, frozen, quantised or shared, are never written."""
 
-    def __init__(self, gates: Gates, find: Find, rule: Rule) -> None:
+    def __init__(self, gates: Gates, find: Find, rule: Rule, kernels: Kernels = "auto") -> None:
         super().__init__(find, rule)
-        self.gates = gates
+        self.gates, self._reader = gates, Reader(kernels)
         self._frozen: dict[str, Tensor] = {}
         for place in gates.places.weights:
             if place.parameter.requires_grad:
@@ -107,7 +109,8 @@ class GateCarrier(Carrier):
         super().start(fading)
         if self.rule.looks:
             with self.gates.opened():
-                self._frozen = self.sums((one, one.sums()[0]) for one in self.slices if not one.trained)
+                frozen = [one for one in self.slices if not one.trained]
+                self._frozen = self.sums(zip(frozen, self._reader.squares(frozen), strict=True))
 
     @torch.no_grad()
     def fade(self, left: int) -> None:
@@ -119,8 +122,9 @@ class GateCarrier(Carrier):
             also = self.sums((one, square) for one, square, _ in trained)
             squares = {name: self._frozen[name] + also[name] for name in self.fading}
             if self.rule.tests:
-                rest = [(one, one.learnt()) for one in self.slices if not one.trained]
-                inner = self.sums([*((one, product) for one, _, product in trained), *rest])
+                rest = [one for one in self.slices if not one.trained]
+                learnt = zip(rest, self._reader.learnt(rest), strict=True)
+                inner = self.sums([*((one, product) for one, _, product in trained), *learnt])
         values = {}
         for name, gone in self.fading.items():
             value = self.gates.values[name].clone()

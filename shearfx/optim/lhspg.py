@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shearfx.cuda.choosing import Kernels
+from shearfx.cuda.choosing import check as check_kernels
 from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss
 from shearfx.graph import Graph
@@ -24,6 +26,7 @@ from shearfx.optim.carriers import Carrier, GateCarrier
 from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
 from shearfx.optim.compact import Form
 from shearfx.optim.fading import Penalty, Rule
+from shearfx.optim.kernel_carrier import KernelWeightCarrier
 from shearfx.optim.merging import Merger
 from shearfx.optim.redundant_slices import slices_of
 from shearfx.optim.restarting import Moments, Restart
@@ -95,6 +98,8 @@ class LHSPG(Wrapping, Results):
         kinds, include, exclude, exclude_kinds, allow: as in :func:`shearfx.plan`.
         floor, most, round_to: as in :func:`shearfx.plan`.
         seed: of saliencies that draw.
+        kernels: ``"auto"`` steps and scores by CUDA kernels where there is a card that can (``shearfx[cuda]``), else by
+            torch, which is the reference, with one warning that says why; ``"torch"`` never, ``"cuda"`` always.
 
     Raises:
         PlanError: options that make no sense, a target that is out of reach, a group that cannot be gated, a saliency
@@ -143,13 +148,15 @@ class LHSPG(Wrapping, Results):
         most: float = 1.0,
         round_to: int = 1,
         seed: int = 0,
+        kernels: Kernels = "auto",
     ) -> None:
+        check_kernels(kernels)
         self.schedule = Schedule(warmup, periods, period_length)
         asked.check(target, half_space_eps, penalty, strength, merge, variant, ranking, carrier, data, compensate)
         model = asked.whole(model)
         trained = [p for p in model.parameters() if p.requires_grad] if params is None else params
         own = {"betas": betas, "eps": eps} if variant == "adamw" else {"momentum": momentum}
-        super().__init__(trained, variant, lr=lr, weight_decay=weight_decay, **own)
+        super().__init__(trained, variant, kernels, lr=lr, weight_decay=weight_decay, **own)
         self.graph, self.model, self.unit = graph, model, unit
         self.merge, self.form, self.on_period = merge, form, on_period
         self.adapters = adapters_of(model)
@@ -164,7 +171,7 @@ class LHSPG(Wrapping, Results):
         self.chooser = Chooser(graph, list(tied), unit=unit, floor=floor, most=most, round_to=round_to)
         self.amount = self.chooser.amount_of(target)
         groups = self.chooser.groups if self.amount else []
-        self.scorer = Scorer(graph, model, groups, saliency, data, loss, seed, scores)
+        self.scorer = Scorer(graph, model, groups, saliency, data, loss, seed, scores, kernels)
         # weights that fade themselves need gates only to be differentiated by
         self.gates = Gates(graph, model, groups if carrier == "gates" or self.scorer.collects else [])
         rule = Rule(penalty, strength, half_space_eps)
@@ -172,7 +179,11 @@ class LHSPG(Wrapping, Results):
         def find(fading: Mapping[str, torch.Tensor]) -> Any:
             return slices_of(graph, model, self.adapters, fading)
 
-        self.carrier: Carrier = GateCarrier(self.gates, find, rule) if carrier == "gates" else WeightCarrier(find, rule)
+        self.carrier: Carrier = (
+            GateCarrier(self.gates, find, rule, kernels)
+            if carrier == "gates"
+            else KernelWeightCarrier(find, rule, kernels)
+        )
         asked.check_gated(self.gates, self.adapters)
         if groups and rule.looks:
             asked.check_readable(self.adapters)

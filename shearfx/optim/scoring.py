@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import shearfx.saliency as saliencies
+from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
@@ -35,6 +36,7 @@ class Scorer:
             ``loraprune`` from the gradients of adapters at each step, as an average that goes on over periods.
         data, loss, seed: for saliencies that need them.
         scores: fixed scores instead.
+        kernels: see :class:`shearfx.optim.LHSPG`.
 
     Raises:
         PlanError: there is no such saliency.
@@ -50,6 +52,7 @@ class Scorer:
         loss: Loss | None,
         seed: int,
         scores: Scores | None,
+        kernels: Kernels = "auto",
     ) -> None:
         self.graph, self.model, self.groups = graph, model, list(groups)
         self.data, self.loss, self.seed, self.scores = data, loss, seed, scores
@@ -59,7 +62,7 @@ class Scorer:
             self.name, self.saliency = str(getattr(saliency, "name", saliency)), None
         else:
             self.saliency = saliencies.find(saliency)
-            self.name = self.saliency.name
+            self.name, self.saliency.kernels = self.saliency.name, kernels
         own = self.saliency
         self.average = own.average(graph, model, groups) if brought and isinstance(own, LoraPrune) else None
         """Of what the gradients of adapters told at each step."""

@@ -97,7 +97,7 @@ class WeightCarrier(Carrier):
         """See :class:`Carrier`."""
         found = {name: set(gone) for name, gone in self.gone.items()}
         for name, fallen in self.fallen.items():
-            found.setdefault(name, set()).update(self.fading[name][fallen].tolist())
+            found.setdefault(name, set()).update(self.fading[name][fallen.cpu()].tolist())
         return {name: sorted(gone) for name, gone in found.items() if gone}
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class WeightCarrier(Carrier):
         got them."""
         return {
             "fading": {name: gone.clone() for name, gone in self.fading.items()},
-            "fallen": {name: fallen.clone() for name, fallen in self.fallen.items()},
+            "fallen": {name: fallen.cpu().clone() for name, fallen in self.fallen.items()},
             "slices": {one.key: one.taken().cpu() for one in self.slices if not one.trained},
         }
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeAlias, get_args
 import torch
 from torch import nn
 
+from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
@@ -44,6 +45,8 @@ class Saliency(ABC):
     ``standardised``: structures of all layers and kinds compare as they are, whatever they cost."""
     memory: int | None = None
     """Bytes that it may take at a time beside the model and its activations, where it can do with less."""
+    kernels: Kernels = "auto"
+    """Whether CUDA kernels read weights and adapters, where they can (see :mod:`shearfx.cuda.choosing`)."""
     fitting: Sequence[Any] | None = None
     """Batches for what is found without gradients, where that is cheaper: second moments. None: the data itself."""
 

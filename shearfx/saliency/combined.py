@@ -59,7 +59,7 @@ class Combined(Saliency):
             part = find(name)
             if isinstance(part, Learnt) and model is not None:
                 if read is None:
-                    read = displacement_sums(graph, model, chosen)
+                    read = displacement_sums(graph, model, chosen, self.kernels)
                     check_learnt(read, self.name)
                 scores = {group: from_sums(name.removeprefix("lora_"), one) for group, one in read.items()}
             else:

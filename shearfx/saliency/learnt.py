@@ -10,6 +10,7 @@ Source: LoRAShear, section 3.3, and the authors' earlier optimisers (HESSO, arXi
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
-from shearfx.graph import Graph, Group, coordinates
-from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
+from shearfx.graph import Graph, Group, Member, coordinates
+from shearfx.low_rank import adapters_of
+from shearfx.saliency.along import Key, Place, along_all
 from shearfx.saliency.base import Progress, Saliency, Scores, register
 
 
@@ -41,7 +44,9 @@ class Sums:
     """Share of the weights that have an adapter."""
 
 
-def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> dict[str, Sums]:
+def displacement_sums(
+    graph: Graph, model: nn.Module, groups: Iterable[Group], kernels: Kernels = "auto"
+) -> dict[str, Sums]:
     """The four sums for every structure, one pass over the weights.
 
     Where one weight mentions a group in both its dims (``hidden x hidden``), what lies in both slices counts twice.
@@ -53,12 +58,9 @@ def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -
     groups = list(groups)
     adapters = {id(one.base): one for one in adapters_of(model).values()}
     live, modules = live_names(model), dict(model.named_modules())
-    found: dict[str, Sums] = {}
-    along: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor, int, bool]] = {}
+    places: dict[Key, Place] = {}
+    members: dict[str, list[tuple[Key, Member]]] = {group.name: [] for group in groups}
     for group in groups:
-        zero = torch.zeros(group.size, dtype=torch.float64)
-        sums = found[group.name] = Sums(zero, zero.clone(), zero.clone(), zero.clone())
-        adapted = total = 0
         for member in group.members:
             tensor = graph.tensors[member.name]
             name = live.get(member.name)
@@ -68,54 +70,41 @@ def displacement_sums(graph: Graph, model: nn.Module, groups: Iterable[Group]) -
                 todo = "pass the model that was traced"
                 raise PlanError(message(f"this model has no parameter {member.name}", todo=todo))
             key = (name, member.dim)
-            if key not in along:
+            members[group.name].append((key, member))
+            if key not in places:
                 owner, _, leaf = name.rpartition(".")
                 module = modules[owner]
                 one = adapters.get(id(module)) if leaf == "weight" else None
-                along[key] = _along(module, leaf, member.dim, one, bool(adapters))
-            squares, inner, delta, each, has = along[key]
-            where = coordinates(member.term, member.atom)
-            here = where >= 0
-            where = where[here]
-            sums.count.index_add_(0, where, torch.full((len(where),), float(each), dtype=torch.float64))
-            for total_of, vector in ((sums.weight, squares), (sums.inner, inner), (sums.delta, delta)):
-                total_of.index_add_(0, where, vector[here])
-            total += each * len(where)
-            adapted += each * len(where) * has
-        sums.adapted = adapted / max(total, 1)
-    return found
+                gradient = None if adapters else getattr(module, leaf).grad
+                places[key] = Place(module, leaf, member.dim, one, gradient)
+    along = along_all(places, kernels)
+    return {group.name: _of_group(group, graph, members[group.name], places, along) for group in groups}
 
 
-def _along(
-    module: nn.Module, leaf: str, dim: int, one: LowRank | None, adapted: bool
-) -> tuple[Tensor, Tensor, Tensor, int, bool]:
-    parameter = getattr(module, leaf)
-    weight = plain_weight(module) if leaf == "weight" else parameter.detach()
-    if weight.is_meta:
-        raise PlanError(message(f"a saliency looks at weights, and a {leaf} is on the meta device", todo="load them"))
-    squares = _sums(weight, weight, dim)
-    each = weight.numel() // max(1, weight.shape[dim])
-    if one is not None:
-        return squares, one.inner(dim).cpu().double(), one.squares(dim).cpu().double(), each, True
-    gradient = None if adapted else parameter.grad
-    if gradient is None:
-        zero = torch.zeros_like(squares)
-        return squares, zero, zero, each, False
-    return squares, -_sums(weight, gradient, dim), _sums(gradient, gradient, dim), each, True
-
-
-def _sums(left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """The sum of products along each slice, a part of the tensors at a time; float64 ``[size]`` on the CPU."""
-    dtype = wider(left.dtype)
-    total = torch.zeros(left.shape[dim], dtype=dtype, device=left.device)
-    others = [i for i in range(left.dim()) if i != dim]
-    for start, stop in spans(len(left), left[0].numel()):
-        part = left[start:stop].to(dtype) * right[start:stop].to(dtype)
-        if dim == 0:
-            total[start:stop] = part.sum(others) if others else part
-        else:
-            total += part.sum(others)
-    return total.cpu().double()
+def _of_group(
+    group: Group,
+    graph: Graph,
+    members: Iterable[tuple[Key, Member]],
+    places: Mapping[Key, Place],
+    along: Mapping[Key, tuple[Tensor, Tensor, Tensor]],
+) -> Sums:
+    """What lies along the weights, added up by structure."""
+    zero = torch.zeros(group.size, dtype=torch.float64)
+    sums = Sums(zero, zero.clone(), zero.clone(), zero.clone())
+    adapted = total = 0
+    for key, member in members:
+        place, shape = places[key], graph.tensors[member.name].shape
+        each = math.prod(shape) // max(1, shape[member.dim])
+        where = coordinates(member.term, member.atom)
+        here = where >= 0
+        where = where[here]
+        sums.count.index_add_(0, where, torch.full((len(where),), float(each), dtype=torch.float64))
+        for total_of, vector in zip((sums.weight, sums.inner, sums.delta), along[key], strict=True):
+            total_of.index_add_(0, where, vector[here])
+        total += each * len(where)
+        adapted += each * len(where) * (place.adapter is not None or place.gradient is not None)
+    sums.adapted = adapted / max(total, 1)
+    return sums
 
 
 def from_sums(name: str, sums: Sums) -> Tensor:
@@ -157,7 +146,7 @@ class Learnt(Saliency):
         """
         if model is None:
             raise PlanError(message(f"saliency {self.name!r} looks at weights", todo="pass model="))
-        sums = displacement_sums(graph, model, graph.groups if groups is None else groups)
+        sums = displacement_sums(graph, model, graph.groups if groups is None else groups, self.kernels)
         if self.needs_delta:
             check_learnt(sums, self.name)
         return {name: from_sums(self.name.removeprefix("lora_"), one) for name, one in sums.items()}
