@@ -177,6 +177,8 @@ def test_the_command_resumes_the_run_that_python_made(
     assert done.exit_code == 0, done.output
     assert "perplexity, tinystories_train" in done.output
     assert f"{sheared.record['dense']['parameters']:,}" in done.output
+    assert f"report: {sheared.path / 'report.html'}" in done.output
+    assert "perplexity, tinystories_train" in (sheared.path / "report.html").read_text()
     as_json = invoke("shear", str(stories), "-o", str(sheared.path), "--resume", "--json", *flags(options))
     assert json.loads(as_json.stdout)["recover"] == sheared.record["recover"]
     wrong = invoke("shear", str(stories), "-o", str(sheared.path), "--set", "lr")

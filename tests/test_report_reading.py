@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shearfx.cli import app
 from shearfx.errors import CheckpointError
 from shearfx.viz.report.curves import MOST, smoothed, steps_of
 from shearfx.viz.report.headline import closed
-from shearfx.viz.report.page import report, to_html
+from shearfx.viz.report.page import content, report, to_html
 from shearfx.viz.report.reading import read_run, read_runs
 from shearfx.viz.report.widths import counted
 from tests.report_runs import LAYERS, write_run
@@ -80,10 +81,10 @@ def test_each_file_may_be_missing_or_damaged(whole: Path, tmp_path: Path, name: 
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     file = run / name
-    content = file.read_bytes()
+    kept = file.read_bytes()
     made = {
         "empty": b"",
-        "cut off": content[: len(content) // 2 + 1],
+        "cut off": kept[: len(kept) // 2 + 1],
         "another kind": b"[3]",
         "garbage": b"\xff\0{\x80",
     }
@@ -127,7 +128,42 @@ def mutated(value: Any, draw: random.Random, other: Any) -> Any:
     return other
 
 
-@settings(max_examples=150)
+def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The ways to all places in a value; of a list, to its first."""
+    yield way
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from places(one, (*way, key))
+
+
+def put(value: Any, way: tuple[Any, ...], other: Any) -> Any:
+    """The same with another value in a place."""
+    if not way:
+        return other
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[way[0]] = put(value[way[0]], way[1:], other)
+    return changed
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name != "config.yaml"])
+def test_every_place_of_every_file_may_hold_anything(whole: Path, tmp_path: Path, file: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    kept = (run / file).read_text()
+    values = list(map(json.loads, kept.splitlines())) if file == "metrics.jsonl" else [json.loads(kept)]
+    kinds = {value.get("event"): i for i, value in enumerate(values)}  # one line of each kind
+    for i in kinds.values():
+        for way in places(values[i]):
+            for other in ({"x": [{}]}, "x", -1.5, float("nan")):
+                changed = [*values[:i], put(values[i], way, other), *values[i + 1 :]]
+                (run / file).write_text("".join(f"{json.dumps(one)}\n" for one in changed))
+                try:
+                    json.dumps(content([read_run(run)]), allow_nan=False)
+                except Exception as error:
+                    raise AssertionError(f"{file}: {other!r:.40} at {way}") from error
+
+
+@settings(max_examples=50)
 @given(
     file=st.sampled_from(FILES), draw=st.randoms(use_true_random=False), others=st.lists(JSON, min_size=1, max_size=6)
 )
@@ -135,21 +171,21 @@ def test_no_value_in_any_place_breaks_the_page(whole: Path, file: str, draw: ran
     run = whole.parent / "mutated"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(whole, run)
-    content = (run / file).read_text()
+    kept = (run / file).read_text()
     if file == "metrics.jsonl":
-        lines = [json.loads(line) for line in content.splitlines()]
+        lines = [json.loads(line) for line in kept.splitlines()]
         for other in others:
             place = draw.randrange(len(lines))
             lines[place] = mutated(lines[place], draw, other)
         (run / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     elif file == "config.yaml":
-        lines = content.splitlines()
+        lines = kept.splitlines()
         for other in others:
             place = draw.randrange(len(lines))
             lines[place] = lines[place].partition(":")[0] + ": " + json.dumps(other)
         (run / file).write_text("\n".join(lines))
     else:
-        value = json.loads(content)
+        value = json.loads(kept)
         for other in others:
             value = mutated(value, draw, other)
         (run / file).write_text(json.dumps(value))
@@ -159,15 +195,17 @@ def test_no_value_in_any_place_breaks_the_page(whole: Path, file: str, draw: ran
 
 
 @settings(max_examples=100)
-@given(file=st.sampled_from(FILES), start=st.integers(0, 3000), length=st.integers(0, 3000), put=st.binary(max_size=40))
+@given(
+    file=st.sampled_from(FILES), start=st.integers(0, 3000), length=st.integers(0, 3000), instead=st.binary(max_size=40)
+)
 def test_no_damage_to_the_bytes_of_a_file_breaks_the_page(
-    whole: Path, file: str, start: int, length: int, put: bytes
+    whole: Path, file: str, start: int, length: int, instead: bytes
 ) -> None:
     run = whole.parent / "bytes"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(whole, run)
-    content = (run / file).read_bytes()
-    (run / file).write_bytes(content[:start] + put + content[start + length :])
+    kept = (run / file).read_bytes()
+    (run / file).write_bytes(kept[:start] + instead + kept[start + length :])
     assert data_of(report([run]))["sections"]
 
 

@@ -159,9 +159,7 @@ def _follows(name: str, stage: str) -> bool:
 
 def _note(names: Any) -> str:
     timed = "Latency and speed as timed in the run. " if any("tokens/s" in name for name in names) else ""
-    return (
-        f"{timed}Perplexity on windows that were held out of training. Change: from before to the last that is known."
-    )
+    return f"{timed}Perplexity on windows that were held out of training. Change: from before to the last known."
 
 
 def _cell(name: str, value: float | None) -> Cell:

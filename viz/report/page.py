@@ -17,7 +17,7 @@ from shearfx.viz.report.recovery import recovery
 from shearfx.viz.report.setup import setup
 from shearfx.viz.report.widths import left_whole, widths
 
-__all__ = ["REPORT", "report", "to_html"]
+__all__ = ["REPORT", "content", "report", "to_html"]
 
 REPORT = "report.html"
 """What a report is called in the folder of its run."""
@@ -34,14 +34,19 @@ def report(paths: Sequence[Path]) -> str:
 
 def to_html(runs: Sequence[Run]) -> str:
     """The page on runs that were read."""
+    data = content(runs)
+    return self_contained("report", data["title"], data)
+
+
+def content(runs: Sequence[Run]) -> dict[str, Any]:
+    """All that the page shows, as plain JSON."""
     made = (headline(runs), widths(runs), knowledge(runs), pruning(runs), recovery(runs), left_whole(runs), setup(runs))
     sections = [one for one in made if one is not None]
     for one in sections:
         _say_whose(one, runs)
-    title = _title(runs)
-    data: dict[str, Any] = {
+    return {
         "version": shearfx.__version__,
-        "title": title,
+        "title": _title(runs),
         "runs": [
             {"name": run.name, "path": str(run.path), "model": run.model, "state": run.state, "done": run.finished,
              "summary": _summary(run), "tiles": tiles(run), "missing": run.missing}
@@ -49,7 +54,6 @@ def to_html(runs: Sequence[Run]) -> str:
         ],
         "sections": sections,
     }  # fmt: skip
-    return self_contained("report", title, data)
 
 
 def _say_whose(section: dict[str, Any], runs: Sequence[Run]) -> None:
