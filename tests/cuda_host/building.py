@@ -37,10 +37,15 @@ class HostLauncher:
         if not blocks:
             return
         self.launches.append(kernel)
-        values = [plain(a) for a in arguments]
-        numbers = [ctypes.c_double(v) if isinstance(v, float) else ctypes.c_longlong(v) for v in values]
-        pointers = (ctypes.c_void_p * len(numbers))(*(ctypes.addressof(n) for n in numbers))
-        getattr(library(module), f"emulate_{kernel}")(blocks, layout()["THREADS"], self.seed, pointers)
+        start(library(module), kernel, blocks, layout()["THREADS"], self.seed, arguments)
+
+
+def start(of: ctypes.CDLL, kernel: str, blocks: int, threads: int, seed: int, arguments: Sequence[Argument]) -> None:
+    """One launch."""
+    values = [plain(a) for a in arguments]
+    numbers = [ctypes.c_double(v) if isinstance(v, float) else ctypes.c_longlong(v) for v in values]
+    pointers = (ctypes.c_void_p * len(numbers))(*(ctypes.addressof(n) for n in numbers))
+    getattr(of, f"emulate_{kernel}")(blocks, threads, seed, pointers)
 
 
 _LOADED: dict[Module, ctypes.CDLL] = {}
@@ -49,21 +54,22 @@ _LOADED: dict[Module, ctypes.CDLL] = {}
 def library(module: Module) -> ctypes.CDLL:
     """A module as a shared library; built once for each state of the sources, whoever asks first."""
     if module not in _LOADED:
-        _LOADED[module] = ctypes.CDLL(str(built(module)))
+        defines = [f"-D{name}={value}" for name, value in module.defines]
+        _LOADED[module] = ctypes.CDLL(str(built(module.name, module.kernels, defines)))
     return _LOADED[module]
 
 
-def built(module: Module) -> Path:
+def built(name: str, kernels: Sequence[str], defines: Sequence[str] = ()) -> Path:
+    """The kernels of one file, of the package or of this folder, as a shared library."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++: the CUDA sources cannot be run on the host")
-    defines = [f"-D{name}={value}" for name, value in module.defines]
-    lines = ['#include "emulator.h"', f'#include "{module.name}.cu"', *(f"EXPORT({k})" for k in module.kernels)]
-    text = "\n".join(lines) + "\n"
-    key = "\0".join([digest(), (HERE / "emulator.h").read_text(), *FLAGS, *defines, text])
+    text = "\n".join(['#include "emulator.h"', f'#include "{name}.cu"', *(f"EXPORT({k})" for k in kernels)]) + "\n"
+    own = "".join(path.read_text() for path in sorted(HERE.glob("*.[hc]*")))
+    key = "\0".join([digest(), own, *FLAGS, *defines, text])
     folder = Path(tempfile.gettempdir()) / f"shearfx-host-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder / f"{module.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    found = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not found.exists():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             source, output = Path(temporary) / "kernels.cpp", Path(temporary) / "kernels.so"
