@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from shearfx.cuda.launching import Launcher
 from shearfx.cuda.statistics import Lines, Statistics, unfit
 from shearfx.low_rank import LowRank
 from tests.cuda_host.building import HostLauncher
@@ -23,7 +25,9 @@ CPU = torch.device("cpu")
 class Case:
     """A weight with an adapter or a gradient between walls of NaN, and what its slices' sums are in float64."""
 
-    def __init__(self, data: st.DataObject, kinds: tuple[torch.dtype, torch.dtype], rank: int, most: int) -> None:
+    def __init__(
+        self, data: st.DataObject, kinds: tuple[torch.dtype, torch.dtype], rank: int, most: int, device: str = "cpu"
+    ) -> None:
         draw = data.draw
         generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
         n, m = draw(st.integers(1, most)), draw(st.integers(1, most))
@@ -35,7 +39,7 @@ class Case:
         def guarded(*shape: int, dtype: torch.dtype, turned: bool = False) -> Guarded:
             value = torch.randn(*shape, generator=generator)
             where = {"gap": draw(st.sampled_from([0, 0, 3, 8])), "shift": draw(st.sampled_from([0, 0, 1, 4]))}
-            return Guarded(value.to(dtype), turned=turned, **where)
+            return Guarded(value.to(dtype), turned=turned, device=device, **where)
 
         self.weight = guarded(n, m, dtype=kinds[0], turned=turned)
         self.adapter = self.beside = None
@@ -60,7 +64,7 @@ class Case:
         if draw(st.booleans()):
             chosen = torch.randperm(count, generator=generator)[: draw(st.integers(0, count))]
             run = torch.arange(draw(st.integers(0, count - 1)), count)  # a head's slices lie beside each other
-            self.index = (chosen if draw(st.booleans()) else run).sort().values
+            self.index = (chosen if draw(st.booleans()) else run).sort().values.to(device)
         self.scaling = scaling
         take = slice(None) if self.index is None else self.index
         x, d, size = (t.movedim(self.dim, 0)[take] for t in (wide, self.d, size))
@@ -73,13 +77,17 @@ class Case:
 
 
 def check(cases: list[Case], tensor_cores: bool, seed: int) -> None:
+    launchers = [HostLauncher(tensor_cores=tensor_cores, seed=order) for order in (seed, seed + 1)]
+    compare(cases, launchers)
+    assert all(len(launcher.launches) <= 5 + len(cases) for launcher in launchers)
+
+
+def compare(cases: list[Case], launchers: Sequence[Launcher]) -> None:
     found = []
-    for order in (seed, seed + 1):
-        launcher = HostLauncher(tensor_cores=tensor_cores, seed=order)
-        assert not any(unfit(case.lines, CPU) for case in cases)
+    for launcher in launchers:
+        assert not any(unfit(case.lines, launcher.device) for case in cases)
         statistics = Statistics(launcher, [case.lines for case in cases])
         found.append(statistics.run())
-        assert len(launcher.launches) <= 5 + len(cases)
     assert torch.equal(found[0], found[1]), "other bits with another order of threads and blocks"
     for case, got in zip(cases, statistics.split(found[0]), strict=True):
         # 2^-15 for sums of two bfloat16; what float32 loses in sums of at most 1100 numbers is below 2^-15 of them too

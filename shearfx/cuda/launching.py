@@ -56,16 +56,17 @@ class CudaLauncher:
 
     def launch(self, module: Module, kernel: str, blocks: int, arguments: Sequence[Argument]) -> None:
         """See :class:`Launcher`."""
-        from cuda.core import LaunchConfig, Stream, launch
+        from cuda.core import LaunchConfig, launch
 
         if not blocks:
             return
         self.load(module)
-        handle = torch.cuda.current_stream(self.device).cuda_stream
+        stream = torch.cuda.current_stream(self.device)
+        handle = stream.cuda_stream
         with torch.cuda.device(self.device):
             self._own.set_current()
             if handle not in self._streams:
-                self._streams[handle] = Stream.from_handle(handle)
+                self._streams[handle] = self._own.create_stream(stream)  # torch's own, by __cuda_stream__
             config = LaunchConfig(grid=blocks, block=layout()["THREADS"])
             launch(self._streams[handle], config, self._kernels[module, kernel], *map(plain, arguments))
 

@@ -54,6 +54,8 @@ class Updating:
         self._known: list[float | None] = []
         self._rows: list[Row] = []
         self._table: tuple[Tensor, Tensor, int, int] | None = None
+        self._captured: list[object] = []
+        """Tables that a graph goes on reading."""
 
     def unfit(self, groups: Sequence[Mapping[str, Any]]) -> str | None:
         """Why these groups of parameters cannot be updated here at present; None where they can."""
@@ -88,6 +90,8 @@ class Updating:
             self._table = packed(rows, device), first_blocks(blocks, device), len(rows), sum(blocks)
             self._rows = rows
         table, first, count, blocks_in_all = self._table
+        if self.launcher.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._captured.append(self._table)
         if self.variant == "adamw":
             self.launcher.launch(UPDATE, "count_steps", -(-count // layout()["THREADS"]), [table, count])
         self.launcher.launch(UPDATE, self.variant, blocks_in_all, [table, first, count])

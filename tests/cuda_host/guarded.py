@@ -15,14 +15,17 @@ class Guarded:
         value: what it holds, ``[n]`` or ``[n, m]``.
         gap: numbers between the end of a row and the start of the next.
         shift: numbers that it begins after a multiple of 16 bytes.
+        device: where the room is.
         turned: whether columns lie beside each other instead of rows.
     """
 
-    def __init__(self, value: Tensor, *, gap: int = 0, shift: int = 0, turned: bool = False) -> None:
+    def __init__(
+        self, value: Tensor, *, gap: int = 0, shift: int = 0, turned: bool = False, device: str = "cpu"
+    ) -> None:
         stored = value.T if turned else value
         rows, width = (stored.shape[0], stored.shape[1]) if stored.dim() == 2 else (1, len(stored))
         start = WALL + shift
-        self.room = torch.full((start + rows * (width + gap) + WALL,), float("nan"), dtype=value.dtype)
+        self.room = torch.full((start + rows * (width + gap) + WALL,), float("nan"), dtype=value.dtype, device=device)
         assert self.room.data_ptr() % 16 == 0
         shape, stride = ((rows, width), (width + gap, 1)) if stored.dim() == 2 else ((width,), (1,))
         view = self.room.as_strided(shape, stride, start)
