@@ -145,6 +145,9 @@ def put(value: Any, way: tuple[Any, ...], other: Any) -> Any:
     return changed
 
 
+ANYTHING: tuple[Any, ...] = ({"x": [{}]}, "x", -1.5, float("nan"))
+
+
 @pytest.mark.parametrize("file", [name for name in FILES if name != "config.yaml"])
 def test_every_place_of_every_file_may_hold_anything(whole: Path, tmp_path: Path, file: str) -> None:
     run = tmp_path / "run"
@@ -154,7 +157,7 @@ def test_every_place_of_every_file_may_hold_anything(whole: Path, tmp_path: Path
     kinds = {value.get("event"): i for i, value in enumerate(values)}  # one line of each kind
     for i in kinds.values():
         for way in places(values[i]):
-            for other in ({"x": [{}]}, "x", -1.5, float("nan")):
+            for other in ANYTHING:
                 changed = [*values[:i], put(values[i], way, other), *values[i + 1 :]]
                 (run / file).write_text("".join(f"{json.dumps(one)}\n" for one in changed))
                 try:

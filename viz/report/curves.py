@@ -8,7 +8,7 @@ from typing import Any
 from shearfx.viz.report.lenient import number, text, whole
 from shearfx.viz.report.reading import Run
 
-__all__ = ["Step", "smoothed", "steps_of"]
+__all__ = ["Step", "offsets", "smoothed", "steps_of", "thinned", "upright"]
 
 MOST = 600
 """Points of a curve: more than a chart has columns of pixels to tell apart, and small as text."""
@@ -76,3 +76,8 @@ def thinned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every so many-th row, and the last."""
     each = -(-len(rows) // MOST) or 1
     return [dict(row) for i, row in enumerate(rows) if i % each == 0 or i == len(rows) - 1]
+
+
+def upright(marks: Sequence[Mapping[str, Any]], what: str) -> str:
+    """What the upright lines of a chart say; those of several runs are not drawn, they would be a fence."""
+    return f" Upright lines: {what} begin." if len({mark["run"] for mark in marks}) == 1 else ""

@@ -73,9 +73,9 @@ def tiles(run: Run) -> list[dict[str, str]]:
         if "dense" in at and after is not None and at["dense"] > 0:
             found.append({"value": _change(at["dense"], after), "label": label,
                           "note": f"{_short(at['dense'])} → {_short(after)}{' MB' * name.endswith('MB')}"})  # fmt: skip
-    for source, share in list(closed(run).items())[:3]:
+    for source, share in list(closed(run).items())[:2]:
         ends = [_number(perplexity(losses(run, stage)[source]), "perplexity") for stage in STAGES]
-        found.append({"value": f"{share:.0%}", "label": f"of what the cut cost on {source} came back",
+        found.append({"value": f"{share:.0%}", "label": f"of what the cut cost on {source[:40]} came back",
                       "note": f"perplexity {' → '.join(ends)}"})  # fmt: skip
     return found
 
@@ -174,6 +174,8 @@ def _number(value: float, name: str) -> str:
     if name.startswith("perplexity"):
         return f"{value:,.2f}" if value < 1e4 else f"{value:.2e}"
     if name.startswith("FLOPs"):
+        return f"{value:.3g}"
+    if value < 10:
         return f"{value:.3g}"
     return f"{value:,.1f}" if value < 1e4 else f"{value:,.0f}"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shearfx.viz.report.cells import cell, chart, section, table
-from shearfx.viz.report.curves import smoothed, steps_of, thinned
+from shearfx.viz.report.curves import smoothed, steps_of, thinned, upright
 from shearfx.viz.report.lenient import listing, mapping, number, whole
 from shearfx.viz.report.reading import Run
 
@@ -32,12 +32,12 @@ def pruning(runs: Sequence[Run]) -> dict[str, Any] | None:
         )  # fmt: skip
         marks += [{"run": run.name, "at": pick["step"], "name": f"period {pick['number']}"} for pick in picks[run.name]
                   if pick["step"] is not None]  # fmt: skip
-    items = []
+    items, lines = [], upright(marks, "periods")
     if fallen:
-        note = "Structures that are exactly zero, and those that fade in the running period. Lines: periods begin."
+        note = f"Structures that are exactly zero, and those that fade in the running period.{lines}"
         items.append(chart("fading", "Structures falling to zero", fallen, note, marks=marks))
     if losses:
-        note = "Training loss while structures fade, with its running mean. Lines: periods begin."
+        note = f"Training loss while structures fade, with its running mean.{lines}"
         items.append(chart("pruning-loss", "Loss while pruning", losses, note, draw="loss", marks=marks))
     quantiles = [row for run in runs for pick in picks[run.name] for row in _quantiles(run.name, pick)]
     if quantiles:

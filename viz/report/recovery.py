@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shearfx.viz.report.cells import chart, section
-from shearfx.viz.report.curves import offsets, smoothed, steps_of
+from shearfx.viz.report.curves import offsets, smoothed, steps_of, upright
 from shearfx.viz.report.headline import losses
 from shearfx.viz.report.lenient import mapping, number, text, whole
 from shearfx.viz.report.reading import Run
@@ -50,7 +50,7 @@ def recovery(runs: Sequence[Run]) -> dict[str, Any] | None:
         if items:
             items[-1]["note"] += note_
     if curves:
-        note = "Training loss, with its running mean. Lines: rounds begin."
+        note = f"Training loss, with its running mean.{upright(marks, 'rounds')}"
         items.append(
             chart(
                 "recovery-loss", "Loss while recovering", curves, note, draw="loss", marks=marks, wide=len(items) == 2

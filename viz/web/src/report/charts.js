@@ -4,7 +4,10 @@ import { legend } from "./legend.js";
 import { dashes, inkOn, ramp, symbols, theme } from "./theme.js";
 
 const unique = (rows, name) => [...new Set(rows.map((row) => row[name]))];
-const short = (text, most = 26) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+/** A name without its middle: runs and files often differ only at one of their ends. */
+const short = (text, most = 26) => (text.length > most ? `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}` : text);
+/** A name of two, each of them shortened. */
+const pair = (text, most = 30) => text.split(" · ").map((one, _, all) => short(one, Math.floor(most / all.length))).join(" · ");
 const percent = (x) => `${(100 * x).toFixed(x && Math.abs(x) < 0.0995 ? 1 : 0)}%`;
 const tick = (x) => `${+(100 * x).toPrecision(3)}%`.replace("-", "−");
 const signed = (x, text) => (x > 0 ? `+${text}` : text.replace("-", "−"));
@@ -53,15 +56,16 @@ export function levels(rows, width) {
   const label = (row) => (several(rows) ? `${row.source} · ${row.run}` : row.source);
   const all = [...new Set([...rows].sort((a, b) => unique(rows, "source").indexOf(a.source) - unique(rows, "source").indexOf(b.source)).map(label))];
   const log = far(rows.map((row) => row.value), 12);
+  const left = room(all.map((one) => pair(one)), Math.min(240, 0.45 * width));
   const ends = all.map((name) => {
     const values = rows.filter((row) => label(row) === name).map((row) => row.value);
     return { name, low: Math.min(...values), high: Math.max(...values) };
   });
   const place = { before: 0, cut: -1, recovered: 1 };
   const chart = draw(width, {
-    height: 46 + 56 * all.length, marginLeft: room(all.map((one) => short(one))), marginRight: 34,
-    x: { type: log ? "log" : "linear", label: "perplexity →", labelArrow: "none", nice: !log, insetLeft: 26, insetRight: 26, ticks: Math.max(3, Math.min(7, width / 90)), tickFormat: "~s" },
-    y: { domain: all, label: null, tickFormat: (one) => short(one) },
+    height: 46 + 56 * all.length, marginLeft: left, marginRight: 34,
+    x: { type: log ? "log" : "linear", label: "perplexity →", labelArrow: "none", nice: !log, insetLeft: 26, insetRight: 26, ticks: Math.max(3, Math.min(7, width / 90)), tickFormat: log ? sparse(rows.map((row) => row.value), width - left - 86) : "~s" },
+    y: { domain: all, label: null, tickFormat: (one) => pair(one) },
     marks: [
       gridX(),
       Plot.ruleY(ends, { y: "name", x1: "low", x2: "high", stroke: muted, strokeWidth: 1.5 }),
@@ -75,6 +79,13 @@ export function levels(rows, width) {
     symbol: { legend: false },
   }, "Perplexity by source before pruning, after the cut and after recovery");
   return [legend(stages.map((stage, i) => ({ label: stage, color: colors[stage], mark: "dot", symbol: symbols[i] })), width), chart];
+}
+
+/** Labels of a logarithmic axis: as many of a decade as there is room for. */
+function sparse(values, width) {
+  const decade = width / Math.max(0.1, Math.log10(Math.max(...values) / Math.min(...values)));
+  const shown = decade > 400 ? [1, 2, 3, 4, 5, 7] : decade > 130 ? [1, 2, 5] : [1];
+  return (x) => (shown.includes(Math.round(x / 10 ** Math.floor(Math.log10(x) + 1e-9))) ? String(+x.toPrecision(3)) : "");
 }
 
 /** Whether the cut's number would stand on this one's. */
@@ -94,7 +105,7 @@ export function widths(rows, width) {
   const kinds = unique(rows, "row").sort();
   const names = kinds.flatMap((kind) => runs.map((run) => (runs.length > 1 ? `${kind} · ${run}` : kind))).filter((name) => rows.some((row) => label(row) === name));
   const layers = [...new Set(rows.map((row) => row.layer))].sort((a, b) => (a === null) - (b === null) || a - b);
-  const left = room(names.map((one) => short(one, 30)), 220);
+  const left = room(names.map((one) => pair(one)), Math.min(240, 0.45 * width));
   const each = (width - left - 18) / layers.length;
   const column = (row) => (row.layer === null ? "none" : String(row.layer));
   const color = (row) => ramp(1 - row.kept / row.size);
@@ -103,7 +114,7 @@ export function widths(rows, width) {
   const chart = draw(width, {
     height: 44 + 34 * names.length, marginLeft: left, marginTop: 8, marginBottom: 36, padding: 0.06,
     x: { type: "band", domain: layers.map((l) => (l === null ? "none" : String(l))), label: "layer →", labelArrow: "none", tickFormat: (l) => (l === "none" ? "–" : Number(l) % every ? "" : l), tickSize: 0 },
-    y: { type: "band", domain: names, label: null, tickFormat: (one) => short(one, 30), tickSize: 0 },
+    y: { type: "band", domain: names, label: null, tickFormat: (one) => pair(one), tickSize: 0 },
     marks: [
       Plot.cell(rows, { x: column, y: label, fill: color, stroke: muted, strokeOpacity: 0.35, ariaLabel: (row) => `${row.row} ${row.layer}: ${row.kept} of ${row.size}` }),
       each >= big ? Plot.text(rows, { x: column, y: label, text: (row) => String(row.kept), fill: (row) => inkOn(color(row)), filter: (row) => !row.whole }) : null,
@@ -136,10 +147,10 @@ export function knowledge(rows, width) {
   const shift = (row) => (kinds.indexOf(row.kind) - (kinds.length - 1) / 2) * Math.min(9, each / (kinds.length + 1));
   const byKind = (make) => kinds.map((kind) => make(rows.filter((row) => row.kind === kind), kind));
   const chart = draw(width, {
-    height: 60 + 190 * panels.length, marginLeft: 64, marginRight: panels.length > 1 ? 120 : 18,
+    height: 60 + 190 * panels.length, marginLeft: 64, marginRight: panels.length > 1 ? 132 : 18,
     x: { type: "band", domain: layers.map((l) => (l === null ? "none" : String(l))), label: "layer →", labelArrow: "none", tickFormat: (l) => (l === "none" ? "–" : Number(l) % every ? "" : l) },
     y: { type: skewed ? "symlog" : "linear", constant: 0.05, label: "↑ growth of perplexity", labelArrow: "none", tickFormat: tick, ticks: 5, nice: true },
-    fy: { domain: panels, label: null, tickFormat: (one) => short(one, 16), axis: panels.length > 1 ? "right" : null },
+    fy: { domain: panels, label: null, tickFormat: (one) => pair(one, 17), axis: panels.length > 1 ? "right" : null },
     marks: [
       gridY(), Plot.ruleY([0], { stroke: muted }),
       ...byKind((mine, kind) => Plot.ruleX(mine, { x: column, y1: 0, y2: "value", fy: panel, dx: shift(mine[0]), stroke: look.color(kind), strokeWidth: Math.min(3, each / 5) })),
@@ -229,7 +240,11 @@ export function saliency(rows, width) {
   const panels = [...new Set(rows.map(panel))].sort();
   const numbers = [...new Set(rows.map((row) => row.number))].sort((a, b) => a - b);
   const log = rows.every((row) => row.q[0] > 0);
-  const each = (width - 64 - 120) / numbers.length;
+  const [low, high] = [Math.min(...rows.map((row) => row.q[0])), Math.max(...rows.map((row) => row.q[4]))].map((x) => (log ? Math.log10(x) : x));
+  const powers = [];
+  for (let one = Math.floor(low); log && one <= Math.ceil(high); one += Math.ceil((high - low) / 6) || 1) powers.push(10 ** one);
+  const ticks = log ? powers : 4;
+  const each = (width - 64 - 132) / numbers.length;
   const half = Math.max(2, Math.min(11, each / 5));
   const shift = { picked: -half - 1, stays: half + 1 };
   const words = unique(rows, "word");
@@ -237,12 +252,12 @@ export function saliency(rows, width) {
   const plain = each < 56;
   const by = (make) => ["picked", "stays"].flatMap((what) => make(rows.filter((row) => row.what === what), colors[what], shift[what]));
   const chart = draw(width, {
-    height: 60 + 150 * panels.length, marginLeft: 64, marginRight: 120,
+    height: 60 + 150 * panels.length, marginLeft: 64, marginRight: 132,
     x: { type: "band", domain: numbers, label: plain ? `${words.length > 1 ? "choice" : words[0]} →` : null, labelArrow: "none", tickFormat: (n) => (plain ? String(n) : name(n)) },
-    y: { type: log ? "log" : "linear", label: "↑ saliency", labelArrow: "none", nice: true, ticks: 4, tickFormat: (y) => (log ? (Math.abs(Math.log10(y) - Math.round(Math.log10(y))) < 1e-6 ? y.toExponential(0).replace("-", "−") : "") : y.toPrecision(2)) },
-    fy: { domain: panels, label: null, tickFormat: (one) => short(one, 16), padding: 0.12 },
+    y: { type: log ? "log" : "linear", label: "↑ saliency", labelArrow: "none", nice: true, ticks, tickFormat: (y) => (log ? y.toExponential(0).replace("-", "−") : String(+y.toPrecision(2))) },
+    fy: { domain: panels, label: null, tickFormat: (one) => pair(one, 17), padding: 0.12 },
     marks: [
-      Plot.frame({ stroke: grid }), gridY(4),
+      Plot.frame({ stroke: grid }), gridY(ticks),
       ...by((mine, color, dx) => [
         Plot.ruleX(mine, { x: "number", y1: (row) => row.q[0], y2: (row) => row.q[4], fy: panel, dx, stroke: color, strokeWidth: 1.4 }),
         Plot.ruleX(mine, { x: "number", y1: (row) => row.q[1], y2: (row) => row.q[3], fy: panel, dx, stroke: color, strokeOpacity: 0.4, strokeWidth: 2 * half - 1 }),
@@ -256,22 +271,27 @@ export function saliency(rows, width) {
 
 // -- recovery --------------------------------------------------------------------------------------------------
 
-const line = (row, rows) => (several(rows) ? `${row.source} · ${row.run}` : row.source);
-
 export function degradation(rows, width) {
   const { paper, grid, muted } = theme();
-  const names = [...new Set(rows.map((row) => line(row, rows)))];
+  const compared = several(rows); // then a panel for each source, and a colour for each run
+  const by = compared ? "run" : "source";
+  const names = unique(rows, by);
+  const panels = compared ? unique(rows, "source") : [""];
+  const panel = (row) => (compared ? row.source : "");
   const look = style(names);
-  const one = (name) => rows.filter((row) => line(row, rows) === name);
+  const one = (name) => rows.filter((row) => row[by] === name);
   const chart = draw(width, {
-    height: 260, x: steps, y: { label: null, nice: true, ticks: 5, tickFormat: (y) => signed(y, String(+y.toPrecision(3))) },
+    height: compared ? 60 + 150 * panels.length : 260, marginRight: compared ? 132 : 18,
+    x: steps, y: { label: null, nice: true, ticks: compared ? 4 : 5, tickFormat: (y) => signed(y, String(+y.toPrecision(3))) },
+    fy: { domain: panels, label: null, axis: compared ? "right" : null, tickFormat: (one) => pair(one, 17), padding: 0.1 },
     marks: [
-      gridY(), Plot.ruleY([0], { stroke: muted, strokeWidth: 1.5 }),
+      compared ? Plot.frame({ stroke: grid }) : null,
+      gridY(compared ? 4 : 5), Plot.ruleY([0], { stroke: muted, strokeWidth: 1.5 }),
       ...names.flatMap((name) => [
-        Plot.line(one(name), { x: "at", y: "value", stroke: look.color(name), strokeDasharray: look.dash(name), strokeWidth: 2.2 }),
-        Plot.dot(one(name), { x: "at", y: "value", fill: look.color(name), symbol: look.symbol(name), r: 4 }),
+        Plot.line(one(name), { x: "at", y: "value", fy: panel, z: "source", stroke: look.color(name), strokeDasharray: look.dash(name), strokeWidth: 2.2 }),
+        Plot.dot(one(name), { x: "at", y: "value", fy: panel, fill: look.color(name), symbol: look.symbol(name), r: 4 }),
       ]),
-      Plot.tip(rows, Plot.pointer({ x: "at", y: "value", fill: paper, stroke: grid, title: (row) => `${line(row, rows)}\nround ${row.round}, step ${row.at}\n${signed(row.value, row.value.toFixed(3))} nats a token` })),
+      Plot.tip(rows, Plot.pointer({ x: "at", y: "value", fy: panel, fill: paper, stroke: grid, title: (row) => `${row.source}\n${compared ? `${row.run}\n` : ""}round ${row.round}, step ${row.at}\n${signed(row.value, row.value.toFixed(3))} nats a token` })),
     ],
   }, "Validation loss above the full model's by source, over optimiser steps");
   return [legend(look.marked, width), chart];
@@ -284,10 +304,10 @@ export function sampling(rows, width) {
   const runs = unique(rows, "run");
   const rounds = [...new Set(rows.map((row) => row.round))].sort((a, b) => a - b);
   const chart = draw(width, {
-    height: runs.length > 1 ? 60 + 130 * runs.length : 260, marginRight: runs.length > 1 ? 120 : 18,
+    height: runs.length > 1 ? 60 + 130 * runs.length : 260, marginRight: runs.length > 1 ? 132 : 18,
     x: { type: "band", domain: rounds, label: "round →", labelArrow: "none", padding: 0.15 },
     y: { domain: [0, 1], label: null, tickFormat: tick, ticks: 5 },
-    fy: { domain: runs, label: null, axis: runs.length > 1 ? "right" : null, tickFormat: (one) => short(one, 16) },
+    fy: { domain: runs, label: null, axis: runs.length > 1 ? "right" : null, tickFormat: (one) => pair(one, 17) },
     marks: [
       gridY(),
       Plot.barY(rows, Plot.stackY({ order: sources, x: "round", y: "value", fy: "run", z: "source", fill: (row) => look.color(row.source), stroke: paper, strokeWidth: 1, tip: { fill: paper, stroke: grid, format: { x: false, y: false, fy: false, z: false, fill: false } }, title: (row) => `round ${row.round}: ${percent(row.value)} from ${row.source}` })),

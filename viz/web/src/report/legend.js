@@ -1,10 +1,10 @@
 // What colours, strokes and marks say, as a picture of its own above a chart, so that it is saved with it.
-import { symbol, symbolCircle, symbolDiamond, symbolPlus, symbolSquare, symbolStar, symbolTimes, symbolTriangle, symbolWye } from "d3-shape";
+import { symbol, symbolCircle, symbolCross, symbolDiamond, symbolSquare, symbolSquare2, symbolStar, symbolTriangle, symbolWye } from "d3-shape";
 import { svg } from "./dom.js";
 import { theme } from "./theme.js";
 
 const LINE = 20;
-const shapes = { circle: symbolCircle, square: symbolSquare, triangle: symbolTriangle, diamond: symbolDiamond, star: symbolStar, times: symbolTimes, wye: symbolWye, plus: symbolPlus };
+const shapes = { circle: symbolCircle, square: symbolSquare, triangle: symbolTriangle, diamond: symbolDiamond, star: symbolStar, wye: symbolWye, square2: symbolSquare2, cross: symbolCross };
 const SIZE = 85; // square pixels of a mark
 
 /** Items: `{label, color, dash, width, opacity, mark: "line" | "box" | "dot" | "ring", symbol}`; a line may carry a symbol. */

@@ -45,4 +45,4 @@ export function inkOn(color) {
 
 /** Strokes that differ where colours cannot be seen. */
 export const dashes = ["none", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4", "7 2 1 2 1 2"];
-export const symbols = ["circle", "square", "triangle", "diamond", "star", "times", "wye", "plus"];
+export const symbols = ["circle", "square", "triangle", "diamond", "star", "wye", "square2", "cross"];
