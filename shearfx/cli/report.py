@@ -22,7 +22,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Page to write (.html); default: report.html in the folder of the one run.",
+            "--out",
+            "-o",
+            help="Page to write (.html); default: report.html in the folder of the one run.",
             show_default=False,
         ),
     ] = None,

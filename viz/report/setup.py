@@ -28,7 +28,7 @@ def setup(runs: Sequence[Run]) -> dict[str, Any]:
     shown = [one for one in items if one.get("rows") or one.get("text")]
     commands = [{"kind": "code", "name": "command", "title": f"Have it again: {run.name}" if len(runs) > 1
                  else "Have it again", "text": command(run), "fold": False} for run in runs]  # fmt: skip
-    intro = "The same options, data and seed on the same machine give the same run."
+    intro = "The same options, data and seed on the same machine give the same run, where the budget is in tokens."
     return section("setup", "How it was made", intro, [*commands, *shown])
 
 
