@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
+from shearfx.config_values import Compensation, Gamma, LayerCount, bad_value, field_value
 from shearfx.errors import PlanError, message
-
-Gamma = float | Literal["auto"] | None
-Compensation = Literal["least_squares", "bias", "none"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,9 @@ class ShearConfig:
     scope: Literal["global", "uniform"] = "global"
     """Where it is cut: wherever it costs the least, or by equal counts in all layers, which a plain Hugging Face
     configuration can state, so that the result loads without shearfx."""
+    layers: LayerCount = 0
+    """Layers that go whole before anything is cut, those that are missed the least; their parameters count towards the
+    ratio. "auto": as many as lose less than widths would."""
     floor: float = 0.1
     """Share of every group that stays at least."""
     round_to: int = 1
@@ -164,7 +165,7 @@ class ShearConfig:
         base: dict[str, Any] = dict(PAPER) if recipe == "paper" else {}
         if values.get("minutes") is not None and values.get("tokens") is None:
             base["tokens"] = None
-        made = {name: _as(known[name].type, value, name) for name, value in values.items()}
+        made = {name: field_value(known[name].type, value, name) for name, value in values.items()}
         config = cls(**(base | made))
         config.check()
         return config
@@ -200,24 +201,26 @@ class ShearConfig:
             value = getattr(self, name)
             inside = least < value < most if name == "ratio" else least <= value <= most
             if not inside or (name in ("floor", "warmup", "dropout") and value == 1):
-                raise _bad(name, value, "a share between 0 and 1")
+                raise bad_value(name, value, "a share between 0 and 1")
         for name in ("sequence_length", "validation", "scoring_windows", "fitting_windows", "periods", "rounds", "rank",
                      "batch_size", "accumulate", "round_to", "cuts", "knowledge_windows", "alpha"):  # fmt: skip
             least = 2 if name == "sequence_length" else 1
             if getattr(self, name) < least:
-                raise _bad(name, getattr(self, name), f"a whole number of at least {least}")
+                raise bad_value(name, getattr(self, name), f"a whole number of at least {least}")
         for name in ("lr", "alpha", "checkpoint_seconds"):
             if not getattr(self, name) > 0:
-                raise _bad(name, getattr(self, name), "a positive number")
+                raise bad_value(name, getattr(self, name), "a positive number")
+        if self.layers != "auto" and self.layers < 0:
+            raise bad_value("layers", self.layers, 'a number of layers, or "auto"')
         if isinstance(self.gamma, float) and not 0 <= self.gamma < 1:
-            raise _bad("gamma", self.gamma, 'a share below 1, "auto" or null')
+            raise bad_value("gamma", self.gamma, 'a share below 1, "auto" or null')
         if not all(0 < ratio < 1 for ratio in self.knowledge_ratios) or not self.knowledge_ratios:
-            raise _bad("knowledge_ratios", self.knowledge_ratios, "shares between 0 and 1")
+            raise bad_value("knowledge_ratios", self.knowledge_ratios, "shares between 0 and 1")
         if (self.tokens is None) == (self.minutes is None):
             what = f"tokens={self.tokens} and minutes={self.minutes}: a run has one budget"
             raise PlanError(message(what, where="configuration", todo="set one, and the other to null"))
         if (self.tokens is not None and self.tokens < 0) or (self.minutes is not None and self.minutes <= 0):
-            raise _bad("tokens or minutes", self.tokens or self.minutes, "a positive number")
+            raise bad_value("tokens or minutes", self.tokens or self.minutes, "a positive number")
         step = self.batch_size * self.accumulate * self.sequence_length
         if self.tokens is not None and 0 < self.tokens < step:
             shown = f"{self.batch_size} x {self.accumulate} x {self.sequence_length}"
@@ -242,55 +245,3 @@ PAPER: dict[str, Any] = {
     "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "cuts": 1, "compensation": "none", "distill": 0.0,
 }  # fmt: skip
 """What the paper says, or its authors' code; it gives no numbers for gamma, the ratios, periods or steps."""
-
-
-def _bad(name: str, value: Any, wanted: str) -> PlanError:
-    return PlanError(message(f"{name}: {value!r} is not {wanted}", where="configuration", todo="correct it"))
-
-
-def _as(kind: Any, value: Any, name: str) -> Any:
-    """A value as a field keeps it: lists become tuples, whole numbers floats where one is kept."""
-    text = str(kind)
-    if text.startswith("tuple"):
-        items = (value,) if isinstance(value, (str, int, float)) else value
-        if not isinstance(items, (list, tuple)):
-            raise _bad(name, value, "a list")
-        wanted: type | tuple[type, ...] = (int, float) if "float" in text else str
-        if not all(isinstance(item, wanted) and not isinstance(item, bool) for item in items):
-            raise _bad(name, value, "a list of numbers" if "float" in text else "a list of texts")
-        return tuple(float(i) for i in items) if "float" in text else tuple(items)
-    if value is None:
-        if "None" in text or text == "Gamma":
-            return None
-        raise _bad(name, value, f"a {text}")
-    if text == "Compensation":
-        if value not in get_args(Compensation) and not isinstance(value, bool):
-            raise _bad(name, value, f"one of {', '.join(get_args(Compensation))}")
-        return value
-    if text.startswith("Literal"):
-        choices = [part.strip().strip("'\"") for part in text[text.index("[") + 1 : -1].split(",")]
-        if value not in choices:
-            raise _bad(name, value, f"one of {', '.join(choices)}")
-        return value
-    if text == "bool":
-        if not isinstance(value, bool):
-            raise _bad(name, value, "true or false")
-        return value
-    if text.startswith("str"):
-        if not isinstance(value, str):
-            raise _bad(name, value, "a text")
-        return value
-    if text == "Gamma" and value == "auto":
-        return value
-    if isinstance(value, str) and ("float" in text or text == "Gamma"):
-        try:
-            value = float(value)  # YAML takes 1e-3 for a text
-        except ValueError:
-            raise _bad(name, value, "a number") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _bad(name, value, "a number")
-    if text.startswith("int"):
-        if float(value) != int(value):
-            raise _bad(name, value, "a whole number")
-        return int(value)
-    return float(value)

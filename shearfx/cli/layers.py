@@ -12,7 +12,7 @@ from rich.table import Table
 from shearfx.atomic import check_free
 from shearfx.cli.console import AsJson, Debug, Talk, talking
 from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, read_text
-from shearfx.errors import PlanError, ShearError, message
+from shearfx.errors import PlanError, message
 
 if TYPE_CHECKING:
     from shearfx.depth import AngularDistances, Layer
@@ -119,21 +119,12 @@ def _chosen(measured: dict[str, AngularDistances], drop: int | None, deepest: bo
 
 def _write(talk: Talk, loaded: LoadedModel, graph: Graph, chosen: list[str], out: Path) -> float:
     """The shorter model as a folder; returns the share of the parameters that went."""
-    from transformers import PreTrainedModel
+    from shearfx.depth import write_shorter
 
-    from shearfx.analysis import trace
-    from shearfx.checkpoints import save
-    from shearfx.depth import drop_layers
-    from shearfx.pruning_plan import of_cuts
-
-    if not isinstance(loaded.module, PreTrainedModel):
-        todo = "use shearfx.depth.drop_layers in Python, and save it as you save the full model"
-        raise ShearError(message(f"{type(loaded.module).__name__} is no Hugging Face class", where="-o", todo=todo))
-    with talk.step("dropping layers, and checking that nothing else changed"):
-        small = drop_layers(loaded.module, graph, chosen)
-    with talk.step(f"writing {out}"):
-        plan = of_cuts(trace(small, *loaded.args, **loaded.kwargs), {}, options={"layers_dropped": chosen})
-        save(small, plan, out, tokenizer=loaded.tokenizer)
+    with talk.step(f"dropping layers, checking that nothing else changed, and writing {out}"):
+        small = write_shorter(
+            loaded.module, graph, chosen, out, args=loaded.args, kwargs=loaded.kwargs, tokenizer=loaded.tokenizer
+        )
     return 1 - sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in loaded.module.parameters())
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from shearfx.depth.layers import Layer
+from shearfx.depth.skipping import stream_of
 from shearfx.errors import PlanError, message
 from shearfx.tracing import evaluation
 
@@ -114,6 +114,5 @@ def _noting(model: nn.Module, layers: list[Layer]) -> Iterator[dict[int, Tensor]
 
 
 def _last_tokens(values: Any) -> Tensor:
-    """``[sequences, width]`` of the first floating tensor ``[sequences, tokens, width]``."""
-    tensor = next(t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point())
-    return tensor.detach()[:, -1].float()
+    """``[sequences, width]`` of the stream ``[sequences, tokens, width]``."""
+    return stream_of(values).detach()[:, -1].float()

@@ -35,14 +35,15 @@ class Cutting:
     """Makes the cut model of a run and weighs it against the full one.
 
     Args:
-        subject: the full model.
+        subject: what is cut.
+        full: the full model, which is the same one but where layers went.
         study: data.
         folder: of the run; ``cut`` in it is written.
         spare: bytes that training takes beside the weights, so that as much may be taken here too.
     """
 
-    def __init__(self, subject: Subject, study: Study, folder: RunDirectory, spare: int) -> None:
-        self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
+    def __init__(self, subject: Subject, full: Subject, study: Study, folder: RunDirectory, spare: int) -> None:
+        self.subject, self.full, self.study, self.folder, self.spare = subject, full, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self.place = folder.path / "cut"
         self._before: list[Speed] | None = None
@@ -56,7 +57,8 @@ class Cutting:
         timed = self.subject.generates
         if not roomy and timed:
             with self.teller.step("timing prefill and decode of the full model") as progress:
-                full = faded.model if faded and faded.model is not None else self.subject.held.work
+                changed = faded.model if faded and self.full is self.subject else None
+                full = changed if changed is not None else self.full.held.work
                 self._before = by_turns([full], TURNS, progress)[0]
         small = self._made(plan, faded, fits, roomy and timed)
         put_biases(small, biases)
@@ -90,13 +92,13 @@ class Cutting:
 
     def weigh(self, small: Held, plan: PruningPlan) -> None:
         """Record operations and speeds of both models; recovery changes no shape, hence no speed."""
-        found = operations(self.subject.graph, plan)
+        found = operations(self.full.graph, self.subject.graph, plan)
         if self.subject.generates:
             with self.teller.step("timing prefill and decode, by turns") as progress:
                 if self._before is not None:
                     before, after = self._before, by_turns([small.work], TURNS, progress)[0]
                 else:
-                    before, after = by_turns([self.subject.held.work, small.work], TURNS, progress)
+                    before, after = by_turns([self.full.held.work, small.work], TURNS, progress)
             found |= medians(before, after)
         self.folder.finish("speed", found)
 

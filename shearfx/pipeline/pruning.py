@@ -31,6 +31,7 @@ from shearfx.refitting import Refitting
 from shearfx.run_directory import ACCOUNT, KNOWLEDGE, PLAN, RunDirectory
 from shearfx.saliency import Saliency, Scores, find
 from shearfx.selection import Tied
+from shearfx.spending import Ranking
 from shearfx.training.losses import causal_loss
 from shearfx.training.state_files import read_state, write_state
 
@@ -82,7 +83,8 @@ class Pruning:
             row[1] += cut.size
         self.folder.finish("prune", {"asked": plan.asked, "achieved": plan.achieved, "cuts": cuts})
         shown = ", ".join(f"{gone:,} of {size:,} {kind}" for kind, (gone, size) in cuts.items())
-        self.teller.note(f"cut: {shown}: {plan.achieved:.2%} of the parameters")
+        whole, here = self.subject.before.total, self.subject.count.total
+        self.teller.note(f"cut: {shown}: {1 - (1 - plan.achieved) * here / whole:.2%} of the parameters")
         return plan
 
     def faded(self, steps: int) -> Faded | None:
@@ -124,7 +126,7 @@ class Pruning:
                 before = gone
                 gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
                 self._tell_cut(cut, chooser, scores, gone, before, saved)
-                plan = self._plan_of(gone)
+                plan = self.plan_of(gone)
                 if config.compensation == "none":
                     refitting.apply(plan, None, _call)
                     continue
@@ -147,7 +149,7 @@ class Pruning:
         self.folder.log("cut", cut=cut, picked=sum(map(len, new.values())), saved=saved, saliency=seen)
 
     def _progressively(self, tied: list[Tied], steps: int) -> PruningPlan:
-        return self._settled(self._plan_of(self._progressive(tied, steps)))
+        return self._settled(self.plan_of(self._progressive(tied, steps)))
 
     def _tied(self) -> list[Tied]:
         """What may be cut after knowledge analysis."""
@@ -174,7 +176,16 @@ class Pruning:
     def scores(self) -> dict[str, Tensor]:
         """Of all that may be cut; knowledge analysis and a cut at once go by the same ones."""
         groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
-        return self._score(find(self.config.saliency if self.config.prune_share == 0 else "fisher"), groups)
+        return self._score(self._proxy, groups)
+
+    @property
+    def ranking(self) -> Ranking:
+        """The unit of :attr:`scores`."""
+        return self._proxy.unit
+
+    @property
+    def _proxy(self) -> Saliency:
+        return find(self.config.saliency if self.config.prune_share == 0 else "fisher")
 
     @functools.cached_property
     def _fitting(self) -> list[Tensor]:
@@ -189,7 +200,7 @@ class Pruning:
         proxy.memory = self.spare() // 2
         proxy.fitting = self._fitting
         return proxy.score(
-            self.subject.graph, work, groups=groups, data=batches, loss=_loss, seed=seed, progress=progress
+            self.subject.graph, work, groups=groups, data=batches, loss=call_loss, seed=seed, progress=progress
         )  # fmt: skip
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
@@ -198,7 +209,8 @@ class Pruning:
             changed = self._faded.model if self._faded is not None else None
             return settle(self.subject.held.shape if changed is None else changed, self.subject.graph, plan)
 
-    def _plan_of(self, redundant: Redundant) -> PruningPlan:
+    def plan_of(self, redundant: Redundant) -> PruningPlan:
+        """The plan that removes what is redundant."""
         graph, config = self.subject.graph, self.config
         sizes = {g.name: g.size for g in graph.groups}
         kept = {}
@@ -216,7 +228,7 @@ class Pruning:
         found = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
         self._faded = Faded(model if mutates else None, found.learnt)
         if found.stand_ins is not None:
-            write_state(self._fits, found.stand_ins.fits(self._plan_of(found.redundant)))
+            write_state(self._fits, found.stand_ins.fits(self.plan_of(found.redundant)))
         return found.redundant
 
 
@@ -224,6 +236,6 @@ def _call(model: nn.Module, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)
 
 
-def _loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """The same loss as in training, which copies no logits to float32 as a model's own does."""
+def call_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """Of token ids ``[batch, tokens]``: as in training, which copies no logits to float32."""
     return causal_loss(model, {"input_ids": ids, "labels": ids}, None, 0.0)

@@ -26,6 +26,7 @@ from shearfx.pipeline.estimate import estimate
 from shearfx.pipeline.held import Held, weight_bytes
 from shearfx.pipeline.out_of_memory import memory_guard, what_to_lower
 from shearfx.pipeline.pruning import Pruning
+from shearfx.pipeline.shortening import Shortening
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Known, Subject
 from shearfx.pipeline.tellers import Teller as Told
@@ -42,8 +43,10 @@ class Sheared:
     model: nn.Module
     """The smaller model, recovered, in its own class and dtype; with ``merge="never"`` with its adapter on it."""
     plan: PruningPlan
+    """What was cut, of what was left after whole layers went (``record["layers"]``)."""
     record: dict[str, Any]
-    """What every stage found: ``memory``, ``dense``, ``knowledge``, ``prune``, ``cut``, ``speed``, ``recover``."""
+    """What every stage found: ``memory``, ``dense``, ``layers``, ``knowledge``, ``prune``, ``cut``, ``speed``,
+    ``recover``."""
     path: Path
     """The run's folder; the model lies in ``model``, an adapter that was not merged in ``adapter``."""
 
@@ -71,14 +74,18 @@ class Shearing:
     ) -> None:
         self.config, self.folder, self.teller = config, run, teller
         self.study = Study(loaded.module, loaded.tokenizer, config, teller)
-        self.subject = Subject(loaded, self.study, reopen, known)
+        self.loaded = loaded
+        self.full = Subject(loaded, self.study, reopen, known)
+        """The full model: judged, timed, and the teacher."""
+        self.subject = self.full
+        """What widths are cut of: the full model, or what is left of it where layers went."""
         self.pruning = Pruning(self.subject, self.study, run, self._spare)
         self._final: nn.Module | None = None
 
     @functools.cached_property
     def cutting(self) -> Cutting:
         """The stage between pruning and recovery."""
-        return Cutting(self.subject, self.study, self.folder, self._spare())
+        return Cutting(self.subject, self.full, self.study, self.folder, self._spare())
 
     def _spare(self) -> int:
         """Bytes that training will take beside the weights; stages before it may take them too."""
@@ -86,7 +93,7 @@ class Shearing:
 
     @property
     def graph(self) -> Graph:
-        """The analysis of the full model."""
+        """The analysis of what widths are cut of."""
         return self.subject.graph
 
     @property
@@ -99,10 +106,11 @@ class Shearing:
         folder = self.folder
         if not folder.done("recover"):
             self.study.read()
-            if not folder.done("prune"):
+            if not folder.done("prune") and not self.config.layers:
                 self.subject.check_ratio(self.config.gamma)
             self._foresee()
             self._dense()
+        self._shorten()
         plan = self._prune()
         if not folder.done("recover"):
             self._recover(self._cut(plan), plan)
@@ -115,7 +123,7 @@ class Shearing:
 
     def _foresee(self) -> None:
         """Tell what training will take of memory, before anything that takes long."""
-        held, config = self.subject.held, self.config
+        held, config = self.full.held, self.config
         known = self.folder.records.get("memory", {})
         if "estimate" in known:
             return
@@ -126,7 +134,7 @@ class Shearing:
             work = held.work
             others = held.beside
             if not held.own or config.distill > 0:  # then the full model stays beside the cut one
-                others += round((1 - config.ratio) * self.subject.work_bytes)
+                others += round((1 - config.ratio) * self.full.work_bytes)
             found = estimate(config, work, self.study.sources, self._teacher(), others)
         self.teller.note(str(found))
         if found.missing:
@@ -134,7 +142,7 @@ class Shearing:
         self.folder.finish(
             "memory",
             known
-            | {"estimate": found.to_record(), "weights": {"dense": self.subject.bytes}, "on": self.study.device.type},
+            | {"estimate": found.to_record(), "weights": {"dense": self.full.bytes}, "on": self.study.device.type},
         )
 
     @contextlib.contextmanager
@@ -152,8 +160,19 @@ class Shearing:
     def _dense(self) -> None:
         if not self.folder.done("dense"):
             with self._stage("dense", "judging the full model"):
-                found = self.study.judge(self.subject.held.work, "dense")
+                found = self.study.judge(self.full.held.work, "dense")
             self.folder.finish("dense", found | {"dtype": str(self.study.dtype)})
+
+    def _shorten(self) -> None:
+        """Layers go, where they are asked to; the rest of the run is about what is left."""
+        if not self.config.layers:
+            return
+        with self._stage("layers", "choosing layers") if not self.folder.done("layers") else contextlib.nullcontext():
+            self.subject = Shortening(self.full, self.pruning, self.study, self.folder).subject(self.loaded)
+        if self.subject is not self.full:
+            self.pruning = Pruning(self.subject, self.study, self.folder, self._spare)
+        if not self.folder.done("prune"):
+            self.subject.check_ratio(self.config.gamma)
 
     def _steps(self, model: Callable[[], nn.Module]) -> int:
         """Optimiser steps of the budget; of a wall clock, what fits into the rest of it when training begins."""
@@ -189,11 +208,13 @@ class Shearing:
                 cutting.weigh(small, plan)
         self.pruning.forget()
         if self.config.distill == 0:
+            self.full.held.release()
+        if self.config.distill == 0 or self.subject is not self.full:
             self.subject.held.release()
         return small
 
     def _teacher(self) -> Teacher | None:
-        return self.study.teacher_of(self.subject.held.work) if self.config.distill > 0 else None
+        return self.study.teacher_of(self.full.held.work) if self.config.distill > 0 else None
 
     def _recover(self, small: Held, plan: PruningPlan) -> None:
         folder, place = self.folder, self.folder.path / "model"

@@ -12,7 +12,7 @@ from shearfx.analysis import trace
 from shearfx.architectures import config_of
 from shearfx.construction import remember
 from shearfx.errors import PlanError, message
-from shearfx.evaluation import parameter_count
+from shearfx.evaluation import ParameterCount, parameter_count
 from shearfx.graph import Graph, Group
 from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
@@ -32,6 +32,7 @@ class Subject:
         study: of the run.
         reopen: reads the model again, where the run may use it up.
         known: the analysis, from an earlier run with the same model and options.
+        before: what the ratio is a share of, where layers went already.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Subject:
         study: Study,
         reopen: Callable[[], nn.Module] | None = None,
         known: Known | None = None,
+        before: ParameterCount | None = None,
     ) -> None:
         self.study, self.config, self.teller = study, study.config, study.teller
         self.held = study.hold(loaded.module.eval(), reopen)
         self.count = parameter_count(loaded.module)
+        self.before = before or self.count
         self.bytes = weight_bytes(loaded.module)
         """Of the weights, in their own dtype."""
         self.work_bytes = self.count.total * study.dtype.itemsize
@@ -82,9 +85,10 @@ class Subject:
 
     @property
     def amount(self) -> int:
-        """Parameters to go."""
-        whole = self.count.total if self.config.of == "all" else self.count.without_embeddings
-        return round(self.config.ratio * whole)
+        """Parameters that are still to go."""
+        before = self.before
+        whole = before.total if self.config.of == "all" else before.without_embeddings
+        return round(self.config.ratio * whole) - (before.total - self.count.total)
 
     def chooser(self, tied: list[Tied]) -> Chooser:
         """Spends the budget on some of what may be cut."""
@@ -99,8 +103,10 @@ class Subject:
         config, whole = self.config, self.count.total
         most = self.chooser(self.tied).most_possible()
         if self.amount > most:
-            share = int(1e4 * most * config.ratio / self.amount) / 1e4
-            what = f"a ratio of {config.ratio:g} asks for {self.amount:,} parameters, and at most {most:,} can go"
+            before = self.before.total - whole
+            asked, possible = self.amount + before, most + before
+            share = int(1e4 * possible * config.ratio / asked) / 1e4
+            what = f"a ratio of {config.ratio:g} asks for {asked:,} parameters, and at most {possible:,} can go"
             todo = f"ask for at most {share:g}, or set a smaller floor, or more kinds (now: {', '.join(config.kinds)})"
             raise PlanError(message(what, where="ratio", todo=todo))
         check_possible(self.graph, self.tied, unprunable, self.amount / whole, floor=config.floor,

@@ -12,12 +12,17 @@ from shearfx.pruning_plan import PruningPlan, masks_of
 from shearfx.speed import Speed
 
 
-def operations(graph: Graph, plan: PruningPlan) -> dict[str, Any]:
-    """Multiplications and additions of the traced call, before and after, and at which sizes of the open dims."""
+def operations(full: Graph, graph: Graph, plan: PruningPlan) -> dict[str, Any]:
+    """Multiplications and additions of the traced call, before and after, and at which sizes of the open dims.
+
+    Args:
+        full: the full model.
+        graph: what the plan is for: the same, or what is left of it where layers went.
+    """
     budget = operation_budget(graph)
     sizes = {atom: int(mask.sum()) for atom, mask in masks_of(graph, plan).items()}
     return {
-        "flops": {"dense": budget.total, "recovered": budget.cost(range(len(budget.products)), sizes)},
+        "flops": {"dense": operation_budget(full).total, "recovered": budget.cost(range(len(budget.products)), sizes)},
         "flops_sizes": open_sizes(graph),
     }
 

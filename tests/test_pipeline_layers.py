@@ -1,0 +1,194 @@
+"""Whole layers in a run: which go, that what is left is the run's model, and that a run cut off goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shearfx.checkpoints import load
+from shearfx.depth import Damages, Layer, least_damage, skipping
+from shearfx.errors import PlanError
+from shearfx.pipeline import shortening as shortening_module
+from shearfx.pipeline.shortening import best_split
+from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
+
+IDS = torch.tensor([[5, 9, 200, 31, 7, 2]])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("layers")
+    return Runs(write_model(folder / "model", num_hidden_layers=4), write_text(folder / "text.txt"))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+# What a class can express is found out anew for the shorter model, the longest part of these runs: most are slow.
+def test_layers_go_first_and_count_towards_the_ratio(runs: Runs, tmp_path: Path) -> None:
+    teller = Telling()
+    sheared = runs(tmp_path / "run", teller=teller, layers=1, ratio=0.3, distill=0.5)
+    record = sheared.record
+    assert len(record["layers"]["paths"]) == 1
+    assert sheared.model.config.num_hidden_layers == 3
+    dense = record["dense"]["parameters"]
+    assert record["recover"]["parameters"] == pytest.approx(0.7 * dense, rel=0.01)
+    assert sum(p.numel() for p in sheared.model.parameters()) == record["recover"]["parameters"]
+    assert record["speed"]["flops"]["recovered"] < 0.8 * record["speed"]["flops"]["dense"]
+    assert any("layers that go" in note for note in teller.told)
+    assert torch.equal(logits(load(tmp_path / "run" / "model")), logits(sheared.model))
+    full, shorter = runs_model(runs), load(tmp_path / "run" / "shorter")
+    with skipping(full, record["layers"]["paths"]):
+        torch.testing.assert_close(logits(full), logits(shorter))
+
+
+def runs_model(runs: Runs) -> Any:
+    return load_plain(runs.model)
+
+
+def load_plain(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_after_its_layers_goes_on_to_the_same_model(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"layers": 1, "ratio": 0.3}
+    whole = runs(tmp_path / "whole", **asked)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shortening_module, "write_shorter", killed)
+        with pytest.raises(Killed):
+            runs(tmp_path / "run", **asked)
+    with monkeypatch.context() as patched:
+        patched.setattr("shearfx.pipeline.cutting.Cutting.cut", killed)
+        with pytest.raises(Killed):
+            runs(tmp_path / "run", resume=True, **asked)
+    assert "layers" in json.loads((tmp_path / "run" / "stages.json").read_text())
+    resumed = runs(tmp_path / "run", resume=True, **asked)
+    assert torch.equal(logits(resumed.model), logits(whole.model))
+    again = runs(tmp_path / "run", resume=True, **asked)  # nothing is left to do
+    assert torch.equal(logits(again.model), logits(whole.model))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_passed_stays_as_it_is(runs: Runs, tmp_path: Path) -> None:
+    model = tiny_llama(num_hidden_layers=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sheared = runs(tmp_path / "run", model, layers=1, ratio=0.3)
+    assert sheared.model.config.num_hidden_layers == 3
+    assert len(model.model.layers) == 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_layers_and_fading_widths(runs: Runs, tmp_path: Path) -> None:
+    sheared = runs(tmp_path / "run", layers=1, ratio=0.3, prune_share=0.5, periods=1, compensation="none")
+    dense = sheared.record["dense"]["parameters"]
+    assert sheared.record["recover"]["parameters"] == pytest.approx(0.7 * dense, rel=0.01)
+
+
+@pytest.mark.slow
+def test_auto_takes_the_split_that_loses_least(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where widths lose more than any layer, layers go; where they lose less, none does."""
+    monkeypatch.setattr(shortening_module.Shortening, "_widths", lambda self, loss: lambda share: 99 * share)
+    sheared = runs(tmp_path / "layers", layers="auto", ratio=0.3)
+    assert len(sheared.record["layers"]["paths"]) == 1  # a second one would not fit into the ratio
+    monkeypatch.setattr(shortening_module.Shortening, "_widths", lambda self, loss: lambda share: -99 * share)
+    sheared = runs(tmp_path / "widths", layers="auto", ratio=0.2)
+    assert sheared.record["layers"]["paths"] == []
+    assert sheared.model.config.num_hidden_layers == 4
+
+
+@pytest.mark.slow
+def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
+    sheared = runs(tmp_path / "run", layers="auto", ratio=0.3)
+    left = 4 - len(sheared.record["layers"]["paths"])
+    assert sheared.model.config.num_hidden_layers == left
+    assert sheared.record["recover"]["parameters"] == pytest.approx(
+        0.7 * sheared.record["dense"]["parameters"], rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"layers": 4, "ratio": 0.5}, "4 layers are to go, and at most 3 can"),
+        ({"layers": 3, "ratio": 0.3}, "hold .* parameters, and .* are to go"),
+        ({"layers": 1, "ratio": 0.5, "exclude": ("model.layers.*",)}, "at most 0 can"),
+        ({"layers": -1}, "number of layers"),
+        ({"layers": "many"}, "layers"),
+    ],
+)
+def test_layers_that_cannot_go_are_refused(runs: Runs, tmp_path: Path, asked: dict[str, Any], match: str) -> None:
+    with pytest.raises(PlanError, match=match):
+        runs(tmp_path / "run", **asked)
+
+
+@given(
+    costs=st.lists(st.floats(0.01, 5), min_size=2, max_size=6),
+    widths=st.lists(st.floats(0, 5), min_size=3, max_size=3),
+    sizes=st.integers(1, 40),
+)
+def test_no_other_number_of_layers_loses_less(costs: list[float], widths: list[float], sizes: int) -> None:
+    losses = [0.0]
+    for cost in sorted(costs):
+        losses.append(losses[-1] + cost)
+    found = Damages(tuple(f"layers.{i}" for i in range(len(costs))), tuple(losses), (sizes,) * len(costs))
+    amount = sizes * (len(costs) + 1)
+
+    def lost(share: float) -> float:
+        return sum(w * share**k for k, w in enumerate(widths))
+
+    best = best_split(found, lost, amount)
+    total = [losses[n] + lost(1 - n * sizes / amount) for n in range(len(costs) + 1)]
+    assert total[len(best.paths)] == min(total)
+    assert best.losses == tuple(losses[: len(best.paths) + 1])
+
+
+@settings(max_examples=30)
+@given(worth=st.lists(st.floats(0, 1), min_size=2, max_size=5), count=st.integers(1, 4))
+def test_layers_go_in_the_order_of_their_worth(worth: list[float], count: int) -> None:
+    """A tower whose loss is the sum of what is skipped: greedy is then optimal."""
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(Adding(w) for w in worth)})
+
+    def loss() -> float:
+        x = torch.zeros(1, dtype=torch.float64)
+        for layer in model["layers"]:  # type: ignore[union-attr]
+            x = layer(x)
+        return -float(x)
+
+    nowhere: Any = None
+    layers = [Layer(f"layers.{i}", nowhere, nowhere, 1) for i in range(len(worth))]
+    found = least_damage(model, layers, loss, until=lambda f: len(f.paths) == count)
+    expected = sorted(worth)[: min(count, len(worth) - 1)]
+    assert [worth[int(path.rpartition(".")[2])] for path in found.paths] == pytest.approx(expected)
+    assert found.losses[-1] - found.losses[0] == pytest.approx(sum(expected), abs=1e-9)
+    assert not any(layer._forward_hooks for layer in model["layers"])  # type: ignore[union-attr]
+
+
+class Adding(torch.nn.Module):
+    def __init__(self, worth: float) -> None:
+        super().__init__()
+        self.worth = worth
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.worth
