@@ -31,14 +31,19 @@ class Case:
         draw = data.draw
         generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
         n, m = draw(st.integers(1, most)), draw(st.integers(1, most))
-        n, m = draw(st.sampled_from([(n, m), (n, 8 * m), (8 * n, m), (1, m), (n, 1), (n, 1100)]))
+        n, m = draw(
+            st.sampled_from([(n, m), (n, 8 * m), (8 * n, m), (n, 8 * m), (8 * n, m), (1, m), (n, 1), (n, 1100)])
+        )
         self.dim = draw(st.integers(0, 1))
         transposed, turned = draw(st.booleans()), draw(st.booleans())
         out, inp = (m, n) if transposed else (n, m)
 
         def guarded(*shape: int, dtype: torch.dtype, turned: bool = False) -> Guarded:
             value = torch.randn(*shape, generator=generator)
-            where = {"gap": draw(st.sampled_from([0, 0, 3, 8])), "shift": draw(st.sampled_from([0, 0, 1, 4]))}
+            width = shape[0] if turned else shape[-1]
+            # rows that start at multiples of 16 bytes and end between them are where vectors could read too much
+            gap, shift = draw(st.sampled_from([(0, 0), (3, 0), (-width % 8, 0), (-width % 8, 0), (0, 1), (8, 4)]))
+            where = {"gap": gap, "shift": shift}
             return Guarded(value.to(dtype), turned=turned, device=device, **where)
 
         self.weight = guarded(n, m, dtype=kinds[0], turned=turned)
@@ -61,10 +66,12 @@ class Case:
             size = self.d.abs()
         self.index = None
         count = (n, m)[self.dim]
-        if draw(st.booleans()):
-            chosen = torch.randperm(count, generator=generator)[: draw(st.integers(0, count))]
-            run = torch.arange(draw(st.integers(0, count - 1)), count)  # a head's slices lie beside each other
-            self.index = (chosen if draw(st.booleans()) else run).sort().values.to(device)
+        which = draw(st.sampled_from(["all", "beside each other", "anywhere", "anywhere"]))
+        if which == "anywhere":
+            chosen = torch.randperm(count, generator=generator)[: draw(st.integers(count // 2, count))]
+            self.index = chosen.sort().values.to(device)
+        elif which == "beside each other":
+            self.index = torch.arange(draw(st.integers(0, count)), count).to(device)
         self.scaling = scaling
         take = slice(None) if self.index is None else self.index
         x, d, size = (t.movedim(self.dim, 0)[take] for t in (wide, self.d, size))
@@ -96,10 +103,10 @@ def compare(cases: list[Case], launchers: Sequence[Launcher]) -> None:
         assert bool(exact) and case.weight.untouched_beside()
 
 
-@settings(max_examples=25)
-@given(st.data(), st.sampled_from(KINDS), st.integers(0, 16), st.booleans(), st.integers(0, 9))
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from(KINDS), st.integers(0, 16), st.integers(0, 2), st.integers(0, 9))
 def test_sums_are_those_of_float64(data: st.DataObject, kinds: Any, rank: int, tensor_cores: bool, seed: int) -> None:
-    check([Case(data, kinds, rank, 40)], tensor_cores, seed)
+    check([Case(data, kinds, rank, 40)], tensor_cores > 0, seed)
 
 
 @settings(max_examples=6)
@@ -119,6 +126,22 @@ def test_many_weights_at_once(data: st.DataObject, of: list[Any]) -> None:
 @given(st.data(), st.sampled_from(KINDS + MORE), st.integers(1, 128), st.booleans(), st.integers(0, 9))
 def test_all_kinds_and_ranks(data: st.DataObject, kinds: Any, rank: int, tensor_cores: bool, seed: int) -> None:
     check([Case(data, kinds, rank, 60)], tensor_cores, seed)
+
+
+@pytest.mark.parametrize("tensor_cores", [True, False])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_several_windows_and_warps_in_any_order(dim: int, tensor_cores: bool) -> None:
+    """Barriers hold back warps that are ahead, and columns that lie apart are not read as if they were neighbours."""
+    torch.manual_seed(0)
+    base = nn.Module()
+    base.weight = nn.Parameter(torch.randn(300, 160).bfloat16(), requires_grad=False)
+    one = LowRank("layer", base, nn.Parameter(torch.randn(8, 160)), nn.Parameter(torch.randn(300, 8)), 0.5, False)
+    index = torch.randperm(base.weight.shape[dim])[:50].sort().values
+    lines = [Lines(base.weight, dim, chosen, one) for chosen in (None, index)]
+    found = [Statistics(HostLauncher(tensor_cores=tensor_cores, seed=s), lines).run() for s in range(8)]
+    assert all(torch.equal(found[0], other) for other in found)
+    expected = torch.cat([one.inner(dim), one.inner(dim, index)])
+    assert bool(((found[0][1] - expected).abs() <= 1e-5 * (found[0][0] * found[0][2]).sqrt()).all())
 
 
 def test_two_products_lose_less_than_bfloat16_would() -> None:

@@ -83,8 +83,15 @@ static inline bool all(unsigned from, unsigned to, State state) {
     return true;
 }
 
+static inline bool any(unsigned from, unsigned to, State state) {
+    for (unsigned i = from; i < to; ++i)
+        if (fibres[i].state == state) return true;
+    return false;
+}
+
 static inline void run_block(unsigned threads, std::mt19937 &random) {
     std::vector<unsigned> order(threads);
+    unsigned last = threads;  // the warp that ran last
     for (unsigned i = 0; i < threads; ++i) {
         order[i] = i;
         Fibre &one = fibres[i];
@@ -96,11 +103,18 @@ static inline void run_block(unsigned threads, std::mt19937 &random) {
         one.context.uc_link = nullptr;
         makecontext(&one.context, enter, 0);
     }
+    // all warps in step, or one as far as it gets before another starts: each shows barriers that the other does not
+    const bool skewed = random() % 2;
     while (true) {
         for (unsigned i = threads; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
         bool ran = false, left = false;
+        unsigned ahead = threads / 32;
+        for (unsigned i : order)
+            if (fibres[i].state == State::ready) ahead = i / 32;
+        if (last < threads / 32 && any(32 * last, 32 * last + 32, State::ready)) ahead = last;
+        last = ahead;
         for (unsigned i : order) {
-            if (fibres[i].state != State::ready) continue;
+            if (fibres[i].state != State::ready || (skewed && i / 32 != ahead)) continue;
             running = i;
             threadIdx.x = i;
             swapcontext(&scheduler, &fibres[i].context);
