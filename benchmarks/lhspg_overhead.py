@@ -222,7 +222,7 @@ def memory(what: str, options: argparse.Namespace) -> dict[str, Any]:
     if what == PLAIN:
         fine_tune(spec, config, options.steps)
     else:
-        from shearfx.pipeline import shear
+        from shearfx.one_call import shear
 
         with tempfile.TemporaryDirectory() as folder:
             shear(spec, out=Path(folder) / "run", config=config)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from shearfx.masking import mask
-    from shearfx.pipeline import Sheared, shear
+    from shearfx.one_call import shear
+    from shearfx.pipeline import Sheared
     from shearfx.planning import plan
     from shearfx.pruning_plan import PruningPlan
     from shearfx.verification import verify
@@ -47,7 +48,7 @@ __all__ = [
 _HOMES = {
     "trace": "analysis",
     "plan": "planning",
-    "shear": "pipeline",
+    "shear": "one_call",
     "Sheared": "pipeline",
     "PruningPlan": "pruning_plan",
     "construct": "construction",

@@ -14,6 +14,7 @@ from shearfx.pipeline.given import Reading, given
 from shearfx.pipeline.shearing import Sheared, Shearing
 from shearfx.pipeline.tellers import Silent, Teller
 from shearfx.run_directory import RunDirectory
+from shearfx.viz.report.beside import report_beside
 
 
 def shear(
@@ -30,7 +31,7 @@ def shear(
 
     A model that the run reads itself (by name, or by a function) is let go of as soon as it is not needed any more;
     without distillation the run then takes hardly more memory than LoRA fine-tuning. A model that is passed stays as it
-    is. Adapters on it are merged first.
+    is. Adapters on it are merged first. The run's folder gets a page on what happened, ``report.html``.
 
     Args:
         model: a causal language model, what :func:`shearfx.models.load_model` takes, or a function that reads it.
@@ -48,4 +49,6 @@ def shear(
     told = teller or Silent()
     loaded, reopen = given(model, tokenizer, told)
     run = RunDirectory(Path(out).expanduser(), loaded.source, chosen, resume=resume)
-    return Shearing(loaded, chosen, run, told, reopen=reopen).run()
+    sheared = Shearing(loaded, chosen, run, told, reopen=reopen).run()
+    report_beside(sheared.path, told.note)
+    return sheared

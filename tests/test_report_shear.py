@@ -77,12 +77,12 @@ def test_the_groups_say_what_may_not_be_cut_and_why(run: Run) -> None:
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shearfx.viz.report import page
+    from shearfx.viz.report import beside
 
     def broken(paths: Any) -> str:
         raise RuntimeError("no such colour")
 
-    monkeypatch.setattr(page, "report", broken)
+    monkeypatch.setattr(beside, "report", broken)
     done = shear(folder, "--resume")
     assert done.exit_code == 0, done.output
     assert "warning: no report was written: no such colour" in done.output and "parameters" in done.output

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from shearfx.cli.console import AsJson, Debug, Talk, talking
+from shearfx.cli.console import AsJson, Debug, talking
 from shearfx.errors import ShearError, message
 
-__all__ = ["report", "report_beside"]
+__all__ = ["report"]
 
 
 def report(
@@ -62,18 +62,3 @@ def report(
             console.print(f"wrote {target}", markup=False, soft_wrap=True)
 
         talk.result(data, tell)
-
-
-def report_beside(talk: Talk, run: Path) -> Path | None:
-    """Write the page on a run into its folder; where that fails, say so and go on: the run itself is done."""
-    try:
-        from shearfx.viz.files import write_file
-        from shearfx.viz.report.page import REPORT, report
-
-        target = run / REPORT
-        write_file(target, report([run]).encode(errors="replace"))
-    except Exception as error:  # whatever it is, hours of work are done and must not end with exit code 1
-        reason = " ".join(str(error).split()) or type(error).__name__
-        talk.note(f"warning: no report was written: {reason}")
-        return None
-    return target

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from shearfx.cli.console import AsJson, Debug, talking
 from shearfx.cli.opening import Model, Original, open_model
-from shearfx.cli.report import report_beside
 from shearfx.errors import PlanError, message
 
 if TYPE_CHECKING:
@@ -50,9 +49,10 @@ def shear(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Prune MODEL by LoRAShear and recover what it lost; the result lies in OUT/model, a report on it in OUT/report.html."""
+    """Prune MODEL by LoRAShear and recover what it lost: OUT/model is the result, OUT/report.html a page on it."""
     with talking(as_json, debug) as talk:
-        from shearfx.pipeline import shear as run
+        from shearfx.one_call import shear as run
+        from shearfx.viz.report.page import REPORT
 
         given = {
             "ratio": ratio, "pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens,
@@ -63,12 +63,12 @@ def shear(
         reading = functools.partial(open_model, talk, model, originals=original)
         sheared = run(reading, out=out, resume=resume, teller=talk, config=chosen)
 
-        page = report_beside(talk, sheared.path)
+        page = sheared.path / REPORT
 
         def show(console: Console) -> None:
             show_run(console, sheared.record)
             console.print(f"model: {sheared.path / 'model'}", markup=False, soft_wrap=True)
-            if page is not None:
+            if page.is_file():
                 console.print(f"report: {page}", markup=False, soft_wrap=True)
 
         talk.result({"path": str(sheared.path), **sheared.record}, show)
