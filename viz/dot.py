@@ -134,7 +134,7 @@ def _cluster(dot: graphviz.Digraph, cluster: Cluster, cards: dict[str, Card], id
 
 
 def _label(card: Card) -> str:
-    rows = [f"<B>{_text(short(card.title))}</B>"]
+    rows = [f"<B>&#160;{_text(short(card.title))}&#160;</B>"]  # bold is wider than what dot takes it for
     rows += [f'<FONT COLOR="{MUTED}" POINT-SIZE="8">{_text(short(line))}</FONT>' for line in card.lines]
     if card.kept is not None:
         rows.append(_bar(card.kept))
