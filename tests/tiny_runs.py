@@ -67,7 +67,8 @@ class Runs:
         loaded, reopen = given(model or str(self.model), byte_tokenizer(), teller)
         run = RunDirectory(out, loaded.source, config, resume=resume)
         shearing = Shearing(loaded, config, run, teller, self.known.get(config.scope), reopen)
-        self.known.setdefault(config.scope, (shearing.graph, shearing.tied))
+        if not config.layers:  # else it is the shorter model whose analysis takes long
+            self.known.setdefault(config.scope, (shearing.graph, shearing.tied))
         with patch("shearfx.pipeline.cutting.TURNS", 1):
             return shearing.run()
 
