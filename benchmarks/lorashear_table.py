@@ -27,6 +27,7 @@ import yaml
 from torch import nn
 
 from benchmarks import record
+from benchmarks.texts import c4_parts
 from shearfx.analysis import trace
 from shearfx.config import ShearConfig
 from shearfx.depth import angular_distances, drop_layers, find_layers
@@ -44,8 +45,6 @@ from shearfx.zero_shot import kept, read_tasks, zero_shot
 ROWS = record.RESULTS / "lorashear_table_rows"
 SETTINGS = Path(__file__).with_suffix(".yaml")
 DENSE = "dense"
-JUDGED_FROM = 1600
-"""Rows of the C4 file from here on are judged by, never trained on."""
 COLUMNS = ("ratio", "method", "parameters", "without embeddings", "WikiText-2", "C4", "mean", "kept", "above chance",
            "prefill", "decode", "minutes", "peak, MiB", "seeds")  # fmt: skip
 
@@ -97,16 +96,14 @@ class Bench:
         runs.mkdir(parents=True, exist_ok=True)
         self.spec = model or str(smollm2_path())
         self.full = load_model(self.spec)
-        table = pq.read_table(data / "data" / "text" / "c4_validation_2k.parquet")
-        train = runs / "c4_train.parquet"
-        pq.write_table(table.slice(0, JUDGED_FROM), train)
+        train, judge = c4_parts(data, runs)
         self.sources = {
             "pretrain": (str(train),), "instruct": (str(data / "data" / "instruct" / "alpaca_1000.json"),),
         }  # fmt: skip
         wikitext = data / "data" / "text" / "wikitext2_test_raw_first_half.txt"
         self.texts: dict[str, str | list[str]] = {
             "WikiText-2": wikitext.read_text(encoding="utf-8"),
-            "C4": table.slice(JUDGED_FROM)["text"].to_pylist(),
+            "C4": pq.read_table(judge)["text"].to_pylist(),
         }
         self.tasks = read_tasks([data / "data" / "mc"], settings["limit"])
 
