@@ -112,7 +112,7 @@ def report(rows: list[dict[str, Any]]) -> None:
                      | {name: f"{share:.0%}" for name, share in shares.items()})  # fmt: skip
     text = (
         f"Nats a token on {WINDOWS} windows of 256 of text that was not trained on (training: C4 alone). The gap is "
-        "that between the dense model and the plain cut: same ratio and saliency, at once, nothing fitted, nothing trained. "
+        "that between the dense model and the plain cut: same ratio and saliency, at once, nothing fitted or trained. "
         "`closed by the cuts`: by cutting in several steps and least squares; `closed by recovery`: by training.\n\n"
     )
     record.keep("recovered", "What a run brings back", text + record.table(table, COLUMNS), rows)
