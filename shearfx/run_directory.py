@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -28,32 +29,36 @@ class RunDirectory:
 
     def __init__(self, path: Path, model: str, config: ShearConfig, *, resume: bool) -> None:
         self.path, self.model = path, model
-        asked = f"# model: {json.dumps(model)}\n{config.to_yaml()}"
+        first = f"# model: {json.dumps(model)}"
         try:
             begun = (path / CONFIG).is_file()
             if begun and (path / RECORDS).is_file():
-                self._check_same(asked, resume)
+                self._check_same(first, config, resume)
             elif not begun and path.exists() and any(path.iterdir()):
                 todo = "name a new folder"
                 raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 self.write(ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
-                self.write(CONFIG, asked)
+                self.write(CONFIG, f"{first}\n{config.to_yaml()}")
         except OSError as error:
             what = f"the run's folder cannot be written: {error.strerror}"
             raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
         self.records: dict[str, Any] = self._read_records()
         self._metrics = (path / METRICS).open("a", encoding="utf-8")
 
-    def _check_same(self, asked: str, resume: bool) -> None:
+    def _check_same(self, first: str, config: ShearConfig, resume: bool) -> None:
+        """Options that a run of an older version did not know yet are as they were without them: the default."""
         where = str(self.path)
         if not resume:
             todo = "pass resume=True (--resume) to go on with it, or name a new folder"
             raise CheckpointError(message("a run is in this folder", where=where, todo=todo))
-        before = (self.path / CONFIG).read_text(encoding="utf-8")
-        if before != asked:
-            changed = [new for new in asked.splitlines() if new not in before.splitlines()]
+        path = self.path / CONFIG
+        before, now = dataclasses.asdict(ShearConfig.read(path)), dataclasses.asdict(config)
+        changed = [f"{name}: {value}" for name, value in now.items() if before[name] != value]
+        if path.read_text(encoding="utf-8").splitlines()[:1] != [first]:
+            changed.insert(0, first)
+        if changed:
             todo = "resume with what config.yaml says, or name a new folder"
             raise CheckpointError(message(f"the run there was asked for something else: {changed[0]}", where=where,
                                           todo=todo))  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from shearfx.config import ShearConfig
-from shearfx.errors import PlanError
+from shearfx.errors import CheckpointError, PlanError
+from shearfx.run_directory import RunDirectory
 
 
 def test_yaml_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -91,3 +92,15 @@ def test_every_option_says_what_it_is() -> None:
     for field in dataclasses.fields(ShearConfig):
         after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert after.strip().startswith('"""'), field.name
+
+
+def test_a_folder_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    """Its config.yaml does not know options that came later: they are what the run was made with."""
+    config = ShearConfig.of_mapping({"ratio": 0.3})
+    RunDirectory(tmp_path, "m", config, resume=False).finish("dense", {})
+    kept = tmp_path / "config.yaml"
+    kept.write_text("".join(line for line in kept.read_text().splitlines(True) if not line.startswith("layers")))
+    assert RunDirectory(tmp_path, "m", config, resume=True).done("dense")
+    for other, model in ((ShearConfig.of_mapping({"ratio": 0.3, "layers": 1}), "m"), (config, "n")):
+        with pytest.raises(CheckpointError, match=r'asked for something else: (layers: 1|# model: "n")'):
+            RunDirectory(tmp_path, model, other, resume=True)
