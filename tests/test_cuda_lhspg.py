@@ -14,6 +14,8 @@ import torch
 from shearfx.cuda import choosing
 from shearfx.errors import PlanError
 from shearfx.optim import LHSPG
+from shearfx.optim.reading import Reader
+from shearfx.optim.redundant_slices import Slices
 from shearfx.saliency.learnt import displacement_sums
 from tests.cuda_host.building import HostLauncher
 from tests.tiny_models import fresh, learn_something, optimizer, scores_of, state_of, traced, train
@@ -74,6 +76,16 @@ def test_weights_that_are_trained_themselves_are_left_to_torch() -> None:
     assert kernels.zeros == reference.zeros and kernels.zeros and "replace_lines" not in HOST.launches
     for key, tensor in state_of(slow).items():
         torch.testing.assert_close(state_of(fast)[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_slices_of_a_later_period_are_not_taken_for_those_before() -> None:
+    """They are other objects in the same memory, of the same weights."""
+    linear = torch.nn.Linear(8, 30).requires_grad_(False)
+    reader = Reader("cuda")
+    for i in range(30):
+        index = torch.tensor([i])
+        (found,) = reader.squares([Slices("g", "weight", linear, "weight", 0, index, torch.tensor([0]), None)])
+        torch.testing.assert_close(found, linear.weight[i].square().sum()[None])
 
 
 def test_sums_that_saliencies_are_made_of() -> None:

@@ -38,7 +38,8 @@ class Reader:
 
     def __init__(self, kernels: choosing.Kernels) -> None:
         self.kernels: choosing.Kernels = kernels
-        self._for: tuple[tuple[int, ...], Addresses] | None = None
+        self._for: tuple[tuple[Slices, ...], Addresses] | None = None
+        """The slices themselves (they are equal by identity), as an id alone may be another's once they are gone."""
         self._plans: list[tuple[Statistics, list[int]]] = []
 
     def squares(self, slices: Sequence[Slices]) -> list[Tensor]:
@@ -61,7 +62,7 @@ class Reader:
         ]
 
     def _planned(self, slices: Sequence[Slices]) -> list[tuple[Statistics, list[int]]]:
-        key = (tuple(map(id, slices)), addresses(slices))
+        key = (tuple(slices), addresses(slices))
         if key != self._for:
             lines = {i: lines_of(one) for i, one in enumerate(slices) if not one.trained}
             self._plans = [
