@@ -36,7 +36,8 @@ class KernelWeightCarrier(WeightCarrier):
     def start(self, fading: Mapping[str, Tensor]) -> None:
         """See :class:`shearfx.optim.carriers.Carrier`."""
         super().start(fading)
-        self._planned_for = None
+        # a state that was loaded may have found other slices of the same weights
+        self._planned_for, self._clearing = None, None
 
     def finish(self) -> None:
         """See :class:`shearfx.optim.carriers.Carrier`."""
