@@ -80,6 +80,27 @@ def test_a_state_goes_from_torch_to_kernels_and_back(variant: Any) -> None:
     assert one.state_dict()["state"][0].keys() == other.state_dict()["state"][0].keys()
 
 
+@pytest.mark.parametrize("variant", ["adamw", "sgd"])
+def test_a_state_that_lies_otherwise_than_its_parameter_is_brought_in_order(variant: Any) -> None:
+    options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "betas": (0.9, 0.99)}
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(20, 30))
+    q = nn.Parameter(p.detach().clone())
+    one, other = made(variant, [p], options), made(variant, [q], options)
+    for step in range(2):
+        p.grad = torch.randn(20, 30)
+        q.grad = p.grad.clone()
+        other.step()
+        if step == 0:
+            one.step()
+            for name, kept in one.state[p].items():
+                if isinstance(kept, torch.Tensor) and kept.dim():
+                    one.state[p][name] = kept.double().T.contiguous().T
+        else:
+            Updating(HostLauncher(), variant).step(one.param_groups, one.state)
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 def test_launches_do_not_grow_with_tensors_and_tables_stay() -> None:
     params = [nn.Parameter(torch.ones(5)) for _ in range(300)]
     for p in params:

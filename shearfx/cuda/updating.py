@@ -131,8 +131,12 @@ class Updating:
             return 0, 0, 0
         own = state[p]
         for name in ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",):
-            if own.get(name) is None:
+            kept = own.get(name)
+            if kept is None:
                 own[name] = torch.zeros_like(p)
+            elif kept.dtype != p.dtype or kept.device != p.device or not kept.is_contiguous():
+                # a state that was loaded, or a model that was moved since: kernels read it as they read the parameter
+                own[name] = kept.to(p.device, p.dtype).contiguous()
         if not adam:
             return own["momentum_buffer"].data_ptr(), 0, 0
         step = own.get("step", 0.0)
