@@ -55,6 +55,7 @@ __device__ inline void finish(const Matrix *table, const i64 *first, i64 jobs, c
     const Matrix &job = table[number];
     const i64 line = (blockIdx.x - first[number]) * FINISH_STRIP + threadIdx.x / 8;
     const int part = threadIdx.x % 8;
+    constexpr int TOGETHER = 4;  // entries of the row's product with the Gram matrix that a thread makes at a time
     float sum[3] = {};
     if (line < job.lines) {
 #pragma unroll 1
@@ -64,13 +65,22 @@ __device__ inline void finish(const Matrix *table, const i64 *first, i64 jobs, c
         if (job.gram_at >= 0) {
             const i64 own = line_of(job, line) * job.lead_line;
             const int kind = int(job.lead_kind);
+            // the Gram matrix is symmetric, to the bit: neighbouring threads read neighbours of one of its rows
 #pragma unroll 1
-            for (i64 k = part; k < job.rank; k += 8) {
-                float row = 0.0f;
+            for (i64 k = part; k < job.rank; k += 8 * TOGETHER) {
+                float row[TOGETHER] = {};
 #pragma unroll 1
-                for (i64 j = 0; j < job.rank; ++j)
-                    row = fmaf(grams[job.gram_at + k * job.rank + j], load(job.lead, kind, own + j * job.lead_rank), row);
-                sum[2] = fmaf(row, load(job.lead, kind, own + k * job.lead_rank), sum[2]);
+                for (i64 j = 0; j < job.rank; ++j) {
+                    const float lead = load(job.lead, kind, own + j * job.lead_rank);
+                    const float *gram = grams + job.gram_at + j * job.rank + k;
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; ++i)
+                        if (k + 8 * i < job.rank) row[i] = fmaf(gram[8 * i], lead, row[i]);
+                }
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i)
+                    if (k + 8 * i < job.rank)
+                        sum[2] = fmaf(row[i], load(job.lead, kind, own + (k + 8 * i) * job.lead_rank), sum[2]);
             }
         }
     }
