@@ -167,7 +167,7 @@ def fails(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(("what", "why"), [
-    ("old", "compute capability 7.0"), ("missing", "No module named"),
+    ("old", "compute capability 7.0"), ("missing", "No module named"), ("library", "no libnvrtc.*shearfx"),
     ("other", "NVRTC is of CUDA 13, torch of CUDA 12"),
     ("driver", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*update the driver"), ("wrong", "computed something else"),
 ])  # fmt: skip
@@ -177,6 +177,8 @@ def test_a_card_that_cannot_is_warned_of_once_and_refused_by_name(
     card = Card(monkeypatch, (7, 0) if what == "old" else (9, 0), "12.8" if what == "other" else "13.0")
     if what == "missing":
         monkeypatch.setattr(compiling, "nvrtc_version", fails(ImportError("No module named 'cuda'")))
+    if what == "library":
+        monkeypatch.setattr(compiling, "nvrtc_version", fails(RuntimeError("no libnvrtc")))
     if what == "driver":
         monkeypatch.setattr(choosing, "CudaLauncher", fails(RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")))
     if what == "wrong":

@@ -95,11 +95,14 @@ def _launcher(index: int) -> CudaLauncher | tuple[str, str]:
     install = f'pip install "shearfx[{extra}]"'
     try:
         compiler = Compiler(capability)
-        if compiler.version[0] != major:
-            return f"NVRTC is of CUDA {compiler.version[0]}, torch of CUDA {torch.version.cuda}", install
+    except (ImportError, RuntimeError) as error:  # NVRTC's bindings, or the library itself
+        return f"{error}", install
+    if compiler.version[0] != major:
+        return f"NVRTC is of CUDA {compiler.version[0]}, torch of CUDA {torch.version.cuda}", install
+    try:
         found = CudaLauncher(torch.device("cuda", index), compiler)
         check_works(found)
-    except ImportError as error:
+    except ImportError as error:  # cuda.core
         return f"{error}", install
     except Exception as error:  # whatever NVRTC or the driver raise, torch still works
         # a driver older than CUDA's version refuses the code that NVRTC makes
