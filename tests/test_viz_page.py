@@ -183,6 +183,43 @@ def test_folds_unfold_and_boxes_open_and_close_again(show: Any) -> None:
     assert page_.run(COUNT.format(".leaf")) == before - 1 + len(norm.item.children)
 
 
+def test_boxes_open_and_close_by_keyboard(show: Any) -> None:
+    page_ = show(llama())
+    norm = next(leaf for leaf in folded(llama()).leaves if leaf.item.title == "norm")
+    leaf = COUNT.format(f".leaf[data-id='{norm.id}']")
+    page_.press("/", 191)
+    page_.type("model.norm")
+    page_.press("Enter", 13)
+    page_.run("document.querySelector('.opener').focus()")
+    assert page_.run(leaf) == 1
+    for said, there in (("close", 0), ("open", 1)):  # the focus stays, so the same key goes back
+        page_.press("\r", 13)
+        assert page_.run("document.activeElement.textContent") == said
+        assert page_.run(leaf) == there
+
+
+def test_paper_holds_the_whole_picture_and_its_legend(show: Any) -> None:
+    page_ = show(llama())
+    page_.run("for (let i = 0; i < 6; i += 1) document.querySelector(\"[title='zoom in']\").click()")
+    page_.settle()
+    where = "document.querySelector('.layer').getAttribute('transform')"
+    zoomed, part = page_.run(where), page_.run(COUNT.format(".leaf"))
+    leaves = len(folded(llama()).leaves)
+    assert part < leaves
+    page_.ask("Emulation.setEmulatedMedia", media="print")
+    page_.run("dispatchEvent(new Event('beforeprint'))")
+    assert page_.run(COUNT.format(".leaf .title")) == leaves
+    page_.run("root = document.querySelector('.box .frame').getBoundingClientRect(), 1")
+    page_.run("paper = picture.getBoundingClientRect(), 1")
+    assert page_.run("root.x >= paper.x && root.right <= paper.right && root.bottom <= paper.bottom")
+    assert page_.run("root.height > 0.9 * paper.height || root.width > 0.9 * paper.width")
+    assert page_.run("legend.getBoundingClientRect().height > 50 && !detail.getClientRects().length")
+    page_.ask("Emulation.setEmulatedMedia", media="")
+    page_.run("dispatchEvent(new Event('afterprint'))")
+    assert page_.run(where) == zoomed
+    assert page_.run(COUNT.format(".leaf")) == part
+
+
 def test_zoom_and_pan_by_mouse(show: Any) -> None:
     page_ = show(llama())
     where = "document.querySelector('.layer').getAttribute('transform')"

@@ -32,6 +32,7 @@ export class Picture {
 
   /** Draw what `transform` brings into view, let go of what it takes away. */
   sync(transform) {
+    this.svg.removeAttribute("viewBox");
     this.layer.setAttribute("transform", transform);
     this.svg.classList.toggle("far", transform.k < LEGIBLE);
     const { width, height } = this.svg.getBoundingClientRect();
@@ -40,6 +41,14 @@ export class Picture {
       (width + MARGIN - transform.x) / transform.k, (height + MARGIN - transform.y) / transform.k,
     ];
     this.visit(this.root, 0, 0, seen, transform.k, 0);
+  }
+
+  /** Draw all of it with every text, as large as the element lets it be: for paper. */
+  whole() {
+    this.svg.setAttribute("viewBox", `-2 -2 ${this.root.width + 4} ${this.root.height + 4}`);
+    this.svg.classList.remove("far");
+    this.layer.removeAttribute("transform");
+    this.visit(this.root, 0, 0, [-Infinity, -Infinity, Infinity, Infinity], 1, 0);
   }
 
   visit(node, x, y, [left, top, right, bottom], scale, depth) {

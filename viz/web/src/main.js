@@ -15,6 +15,7 @@ let view = null;
 let transform = zoomIdentity;
 let group = null; // that lights up
 let chosen = null; // id of a node
+let printing = false;
 
 const hasGroup = (ops) => group !== null && ops.some((op) => op.groups.includes(group));
 const look = (node) => {
@@ -39,7 +40,7 @@ function request() {
   waiting = true;
   requestAnimationFrame(() => {
     waiting = false;
-    picture.sync(transform);
+    if (!printing) picture.sync(transform);
   });
 }
 
@@ -83,6 +84,7 @@ function toggle(node) {
   const [nx, ny] = after ? corner(after) : [x, y];
   select(svg).call(behaviour.transform, transform.translate(x - nx, y - ny));
   request();
+  if (after && chosen === after.id) choose(after);
 }
 
 /** Show an operator or a box, whatever it is folded or closed into. */
@@ -159,4 +161,11 @@ panel.overview();
 panel.keys();
 redraw();
 lookAt(view.root, READABLE);
-addEventListener("beforeprint", () => lookAt(view.root));
+addEventListener("beforeprint", () => {
+  printing = true;
+  picture.whole();
+});
+addEventListener("afterprint", () => {
+  printing = false;
+  picture.sync(transform);
+});

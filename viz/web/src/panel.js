@@ -49,6 +49,7 @@ export class Panel {
     this.show(
       tag("h2", {}, item.path ?? item.name ?? item.title), tag("p", { class: "muted" }, [item.title, item.detail].filter(Boolean).join(" · ")),
       copies && tag("p", { class: "muted" }, copies),
+      ops.length > 1 && this.opener(leaf, "open"),
       tag("h3", {}, "result"), tag("p", {}, tag("code", {}, ops.at(-1).dims || "none")),
       ...this.section("groups", chipsAt(this.scene, leaf).map((chip) => tag("li", {}, this.badge(chip.groups[0]), ` ${chip.groups[0].certificate}`))),
       ...this.section("parameters", tensors.map((t) => this.tensor(t))),
@@ -76,7 +77,18 @@ export class Panel {
   box(node) {
     const { item } = node;
     const kind = item.kind === "fold" ? `${item.copies.length} alike, one after the other` : item.detail;
-    this.show(tag("h2", {}, item.path || item.title), tag("p", { class: "muted" }, kind));
+    const what = item.kind !== "fold" ? "close" : node.repeat ? "unfold" : "fold";
+    const above = item === this.scene.root ? null : this.opener(node, what);
+    this.show(tag("h2", {}, item.path || item.title), tag("p", { class: "muted" }, kind), above);
+  }
+
+  /** Opens and closes what is chosen, for those who have no mouse; keeps the focus for the way back. */
+  opener(node, what) {
+    const press = () => {
+      this.act("toggle", node);
+      this.detail.querySelector(".opener")?.focus();
+    };
+    return tag("button", { class: "opener", onclick: press }, what);
   }
 
   group(group, seen) {
