@@ -130,6 +130,22 @@ def test_without_graphviz_its_source_is_written(tmp_path: Path, monkeypatch: pyt
         files.write(scene_of(traced("perceptron")[1]), tmp_path / "graph.svg")
     assert (tmp_path / "graph.dot").read_text().startswith("digraph")
     assert not (tmp_path / "graph.svg").exists()
+    with pytest.raises(ShearError, match="apt install graphviz"):  # the same source again is no other file
+        files.write(scene_of(traced("perceptron")[1]), tmp_path / "graph.png")
+
+
+@pytest.mark.parametrize(
+    ("asked", "beside"), [("graph.svg", "graph.dot"), ("graph.explorer.json", "graph.groups.json")]
+)
+def test_no_file_beside_the_one_asked_for_is_replaced(
+    asked: str, beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dot, "has_program", lambda: False)
+    (tmp_path / beside).write_text("mine")
+    with pytest.raises(ShearError, match="the file exists"):
+        files.write(scene_of(traced("perceptron")[1]), tmp_path / asked)
+    assert [path.name for path in tmp_path.iterdir()] == [beside]
+    assert (tmp_path / beside).read_text() == "mine"
 
 
 # -- exports -----------------------------------------------------------------------------------------------
@@ -182,6 +198,16 @@ def test_show_writes_what_was_asked_for(factory: str, tmp_path: Path) -> None:
     assert again.exit_code == 1
     assert "the file exists" in again.stderr
     assert call("show", f"{factory}:mlp", "-o", "a.html", "--overwrite").exit_code == 0
+
+
+def test_a_picture_that_cannot_be_drawn_takes_no_other_with_it(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dot, "has_program", lambda: False)
+    result = call("show", f"{factory}:mlp", "-o", "a.svg", "-o", "a.html")
+    assert result.exit_code == 1
+    assert "apt install graphviz" in result.stderr and "wrote a.html" in result.stderr
+    assert sorted(path.name for path in tmp_path.glob("a.*")) == ["a.dot", "a.html"]
 
 
 @pytest.mark.parametrize(

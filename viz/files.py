@@ -63,14 +63,17 @@ def write(scene: Scene, path: Path, overwrite: bool = False) -> list[Path]:
     suffix = check(path, overwrite)
     stem = path.name.removesuffix(suffix)
     if suffix in dot.NEED_PROGRAM and not dot.has_program():
-        instead = path.with_name(f"{stem}.dot")
-        write_file(instead, dot.source(scene)[".dot"])
+        instead, content = path.with_name(f"{stem}.dot"), dot.source(scene)[".dot"]
+        if not (instead.is_file() and instead.read_bytes() == content):  # asked for as well, and written already
+            check_place(instead, overwrite)
+            write_file(instead, content)
         raise ShearError(dot.missing(instead, path))
-    written = []
-    for ending, content in SUFFIXES[suffix](scene).items():
-        written.append(path.with_name(f"{stem}{ending}"))
-        write_file(written[-1], content)
-    return written
+    files = {path.with_name(f"{stem}{ending}"): content for ending, content in SUFFIXES[suffix](scene).items()}
+    for place in files:
+        check_place(place, overwrite)
+    for place, content in files.items():
+        write_file(place, content)
+    return list(files)
 
 
 def write_file(path: Path, content: bytes) -> None:

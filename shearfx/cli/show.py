@@ -11,6 +11,7 @@ from rich.console import Console
 from shearfx.cli.analyze import cheapest, trace_with_progress
 from shearfx.cli.console import AsJson, Debug, talking
 from shearfx.cli.opening import Dtype, Model, Original, open_model, read_plan
+from shearfx.errors import ShearError
 
 __all__ = ["show"]
 
@@ -54,9 +55,17 @@ def show(
         graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
         scene = scene_of(graph, chosen)
         written: list[Path] = []
-        for path in out:
+        failed: ShearError | None = None
+        for path in out:  # one that fails takes no other with it: tracing may have taken minutes
             with talk.step(f"drawing {path}"):
-                written += files.write(scene, path, overwrite)
+                try:
+                    written += files.write(scene, path, overwrite)
+                except ShearError as error:
+                    failed = failed or error
+        if failed is not None:
+            for path in written:
+                talk.note(f"wrote {path}")
+            raise failed
         data = {"model": model, "written": [str(path) for path in written], "groups": len(scene.groups)}
 
         def tell(console: Console) -> None:
