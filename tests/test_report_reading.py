@@ -229,6 +229,7 @@ def test_runs_beside_each_other_have_names_of_their_own_and_differing_options_fi
     assert len({run.name for run in runs}) == 3 and runs[0].name.startswith("a/run")
     found = items(data_of(to_html(read_runs([first, second]))))
     assert found["result"]["columns"][2:] == ["a/run", "b/run"]
+    assert "Change" not in found["result"]["note"]  # a column that only the report of one run has
     options = found["options"]
     assert {row[0]["t"] for row in options["rows"][: options["first"]]} == {"model", "prune_share"}
     assert "Only of a/run." in found["fading"]["note"]

@@ -31,7 +31,9 @@ def _frame(scene: Scene) -> str:
     """The page in a frame of its own, that can reach nothing of the notebook."""
     content = html.escape(page.to_html(scene))
     style = "width:100%;border:1px solid #8c959f;border-radius:6px"
-    return f'<iframe sandbox="allow-scripts" style="{style}" height="{_HEIGHT}" srcdoc="{content}"></iframe>'
+    title = html.escape(f"dependency graph of {scene.title}")
+    frame = f'sandbox="allow-scripts" title="{title}" style="{style}" height="{_HEIGHT}"'
+    return f'<iframe {frame} srcdoc="{content}"></iframe>'
 
 
 def _summary(plan: PruningPlan) -> str:

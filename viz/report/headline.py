@@ -137,7 +137,8 @@ def _one(values: Values) -> dict[str, Any]:
         known = "dense" in at and after is not None and at["dense"] > 0
         change = _changed(name, at["dense"], after) if known and after is not None else cell("")
         rows.append([cell(name), *(_cell(name, at.get(stage)) for stage in STAGES), change])
-    return table("result", "Before, cut, recovered", ["", *STAGES.values(), "change"], rows, _note(values))
+    note = f"{_note(values)} Change: from before to the last known."
+    return table("result", "Before, cut, recovered", ["", *STAGES.values(), "change"], rows, note)
 
 
 def _beside(runs: Sequence[Run], values: Sequence[Values]) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _follows(name: str, stage: str) -> bool:
 
 def _note(names: Any) -> str:
     timed = "Latency and speed as timed in the run. " if any("tokens/s" in name for name in names) else ""
-    return f"{timed}Perplexity on windows that were held out of training. Change: from before to the last known."
+    return f"{timed}Perplexity on windows that were held out of training."
 
 
 def _cell(name: str, value: float | None) -> Cell:
