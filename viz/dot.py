@@ -167,7 +167,7 @@ def _bar(kept: float) -> str:
 
 
 def _edge(dot: graphviz.Digraph, edge: Edge, ids: dict[str, str]) -> None:
-    shown = [short(dims) for dims in edge.dims[:2]]
+    shown = [f" {short(dims)} " for dims in edge.dims[:2]]  # room between neighbours
     more = f"\nand {len(edge.dims) - 2} more" if len(edge.dims) > 2 else ""
     full = _tooltip("\n".join(edge.dims))
     dot.edge(ids[edge.source], ids[edge.target], label=graphviz.escape("\n".join(shown) + more), tooltip=full,
