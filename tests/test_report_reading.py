@@ -21,7 +21,7 @@ from shearfx.viz.report.curves import MOST, smoothed, steps_of
 from shearfx.viz.report.headline import closed
 from shearfx.viz.report.page import content, report, to_html
 from shearfx.viz.report.reading import read_run, read_runs
-from shearfx.viz.report.widths import counted
+from shearfx.viz.report.widths import counted, widths
 from tests.report_runs import LAYERS, write_run
 
 FILES = ("config.yaml", "environment.json", "stages.json", "plan.json", "groups.json", "knowledge.json",
@@ -297,3 +297,15 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(whole: Path, tmp
         assert refused.exit_code == 1 and what in refused.output, refused.output
     with pytest.raises(CheckpointError):
         read_run(page)
+
+
+def test_layers_that_went_whole_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    records = json.loads((folder / "stages.json").read_text())
+    assert "Whole layers" not in widths(read_runs([folder]))["intro"]
+    records["layers"] = {"paths": ["model.layers.2"], "losses": [1.0, 1.1], "parameters": 100}
+    (folder / "stages.json").write_text(json.dumps(records))
+    assert "Whole layers went first" in (intro := widths(read_runs([folder]))["intro"]) and "model.layers.2" in intro
+    for damaged in (7, {"paths": 3}, {"paths": [None, {}], "parameters": "x"}):
+        (folder / "stages.json").write_text(json.dumps(records | {"layers": damaged}))
+        assert isinstance(widths(read_runs([folder]))["intro"], str)

@@ -52,7 +52,20 @@ def widths(runs: Sequence[Run]) -> dict[str, Any]:
     cuts = _table(runs)
     if cuts["rows"]:
         items.append(cuts)
-    return section("width", "Where it was cut", "" if items else "No plan could be read.", items)
+    told = [*(_layers(run, len(runs) > 1) for run in runs), "" if items else "No plan could be read."]
+    return section("width", "Where it was cut", " ".join(filter(None, told)), items)
+
+
+def _layers(run: Run, named: bool) -> str:
+    """Whole layers that went before widths were cut."""
+    record = mapping(run.records.get("layers"))
+    paths = [text(path) for path in listing(record.get("paths"))]
+    gone, dense = number(record.get("parameters")), number(mapping(run.records.get("dense")).get("parameters"))
+    share = f", {gone / dense:.1%} of the parameters" if gone and dense else ""
+    where = f"{run.name}: " if named else ""
+    return (
+        f"{where}Whole layers went first{share}: {', '.join(paths)}; below, layers are numbered anew." if paths else ""
+    )
 
 
 def _sizes(run: Run) -> dict[str, dict[str, Any]]:
