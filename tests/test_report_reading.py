@@ -306,6 +306,7 @@ def test_layers_that_went_whole_are_named(tmp_path: Path) -> None:
     records["layers"] = {"paths": ["model.layers.2"], "losses": [1.0, 1.1], "parameters": 100}
     (folder / "stages.json").write_text(json.dumps(records))
     assert "Whole layers went first" in (intro := widths(read_runs([folder]))["intro"]) and "model.layers.2" in intro
-    for damaged in (7, {"paths": 3}, {"paths": [None, {}], "parameters": "x"}):
+    wrong: list[Any] = [7, {"paths": 3}, {"paths": [None, {}], "parameters": "x"}]
+    for damaged in wrong:
         (folder / "stages.json").write_text(json.dumps(records | {"layers": damaged}))
         assert isinstance(widths(read_runs([folder]))["intro"], str)
