@@ -170,6 +170,7 @@ def fails(error: Exception) -> Any:
     ("old", "compute capability 7.0"), ("missing", "No module named"), ("library", "no libnvrtc.*shearfx"),
     ("other", "NVRTC is of CUDA 13, torch of CUDA 12"),
     ("driver", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*update the driver"), ("wrong", "computed something else"),
+    ("compile", "do not compile or load here .NVRTC_ERROR_COMPILATION of step_any"),
 ])  # fmt: skip
 def test_a_card_that_cannot_is_warned_of_once_and_refused_by_name(
     what: str, why: str, monkeypatch: pytest.MonkeyPatch
@@ -183,6 +184,11 @@ def test_a_card_that_cannot_is_warned_of_once_and_refused_by_name(
         monkeypatch.setattr(choosing, "CudaLauncher", fails(RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")))
     if what == "wrong":
         monkeypatch.setattr(HostLauncher, "launch", lambda *_: None)
+    if what == "compile":  # not what the trial runs
+        monkeypatch.setattr(
+            HostLauncher, "load", lambda _, module: module.name == "step_any" and fails(RuntimeError(
+                "NVRTC_ERROR_COMPILATION of step_any"))()
+        )  # fmt: skip
     with pytest.warns(UserWarning, match=f"torch does LHSPG's work instead.*{why}"):
         assert card.launcher() is None
     with warnings.catch_warnings():

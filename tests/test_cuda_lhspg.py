@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shearfx.cuda import choosing
+from shearfx.cuda.sources import Module
 from shearfx.errors import PlanError
 from shearfx.optim import LHSPG
 from shearfx.optim.reading import Reader
@@ -150,3 +151,54 @@ def test_what_kernels_cannot_take_is_said_once_and_done_by_torch() -> None:
         assert run("auto").zeros == zeros
     with pytest.raises(PlanError, match=r"torch\.float64"):
         run("cuda")
+
+
+class Broken(HostLauncher):
+    """A card on which one of the sources does not compile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def load(self, module: Module) -> None:
+        if module.name == self.name:
+            raise RuntimeError("NVRTC_ERROR_COMPILATION")
+        super().load(module)
+
+    def launch(self, module: Module, *rest: Any) -> None:
+        self.load(module)
+        super().launch(module, *rest)
+
+
+@pytest.mark.parametrize(("broken", "options"), [
+    ("statistics_product", {"carrier": "weights", "half_space_eps": 0.2}), ("step_replace", {"carrier": "weights"}),
+    ("statistics_product", {"carrier": "gates", "half_space_eps": 0.2}),
+    ("statistics_product", {"scores": None, "saliency": "lora_magnitude"}),
+], ids=["test", "step", "gates", "scoring"])  # fmt: skip
+def test_what_does_not_compile_stops_no_training(
+    broken: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Broken(broken)
+    monkeypatch.setattr(choosing, "launcher", lambda device, kernels="auto": None if kernels == "torch" else card)
+
+    def run(kernels: str) -> LHSPG:
+        model = learn_something(fresh("llama", {}))
+        given = {"scores": scores_of("llama"), "half_space_eps": -math.inf} | options
+        opt = optimizer("llama", model, target=0.2, warmup=1, periods=1, period_length=2, kernels=kernels, **given)
+        train("llama", model, opt, 3)
+        return opt
+
+    with pytest.warns(UserWarning) as seen:
+        zeros = run("auto").zeros
+    assert zeros == run("torch").zeros
+    said = [str(w.message) for w in seen if "CUDA kernels" in str(w.message)]
+    assert len(said) == 1 and f"{broken} does not compile or load here (NVRTC_ERROR_COMPILATION)" in said[0]
+
+
+@pytest.mark.parametrize("broken", ["statistics_product", "step_replace"])
+def test_what_does_not_compile_is_refused_before_training(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Broken(broken)
+    monkeypatch.setattr(choosing, "launcher", lambda device, kernels="auto": card)
+    with pytest.raises(PlanError, match=f"{broken} does not compile or load here"):
+        optimizer("llama", learn_something(fresh("llama", {})), target=0.2, kernels="cuda", carrier="weights",
+                  scores=scores_of("llama"))  # fmt: skip

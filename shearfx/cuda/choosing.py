@@ -12,9 +12,11 @@ from typing import Literal, TypeVar
 
 import torch
 
+from shearfx.cuda import statistics, stepping
 from shearfx.cuda.compiling import Compiler
 from shearfx.cuda.launching import CudaLauncher, Launcher
-from shearfx.cuda.statistics import Lines, unfit
+from shearfx.cuda.sources import FIXED, Module
+from shearfx.cuda.statistics import Lines, matrix_of, unfit
 from shearfx.errors import PlanError, message
 
 Key = TypeVar("Key")
@@ -51,8 +53,13 @@ def launcher(device: torch.device, kernels: Kernels = "auto") -> Launcher | None
     return found
 
 
-def fitting(lines: Mapping[Key, Lines], kernels: Kernels) -> dict[Launcher, list[Key]]:
-    """Which slices kernels take, by where they run; what is left is torch's.
+def fitting(lines: Mapping[Key, Lines], kernels: Kernels, *, steps: bool = False) -> dict[Launcher, list[Key]]:
+    """Which slices kernels take, by where they run; what is left is torch's. All that these launch is loaded then.
+
+    Args:
+        lines: the slices.
+        kernels: see :func:`launcher`.
+        steps: whether they are not only read, but written to by :class:`shearfx.cuda.stepping.Step`.
 
     Raises:
         PlanError: ``kernels`` is ``"cuda"``, and there are slices that they cannot take.
@@ -60,12 +67,29 @@ def fitting(lines: Mapping[Key, Lines], kernels: Kernels) -> dict[Launcher, list
     found: dict[Launcher, list[Key]] = {}
     for key, one in lines.items():
         where = launcher(one.weight.device, kernels)
-        why = None if where is None else unfit(one, where.device)
+        why = None if where is None else unfit(one, where.device) or _unloaded(one, where, steps)
         if why is not None:
             refuse(why, kernels)
         elif where is not None:
             found.setdefault(where, []).append(key)
     return found
+
+
+def _unloaded(one: Lines, where: Launcher, steps: bool) -> str | None:
+    """Why what slices need does not compile or load; None where it does."""
+    job = matrix_of(one)
+    assert job is not None
+    needed = [statistics.module_of(job, where.tensor_cores), *([stepping.module_of(job)] if steps else [])]
+    return next((why for why in (_failure(where, module) for module in needed) if why is not None), None)
+
+
+@cache
+def _failure(where: Launcher, module: Module) -> str | None:
+    try:
+        where.load(module)
+    except Exception as error:  # whatever NVRTC or the driver raise, torch still works
+        return f"{module.name} does not compile or load here ({str(error).strip() or type(error).__name__})"
+    return None
 
 
 def refuse(why: str, kernels: Kernels, todo: str = "pass kernels='torch' to hear no more of it") -> None:
@@ -111,13 +135,15 @@ def _launcher(index: int) -> CudaLauncher | tuple[str, str]:
 
 
 def check_works(found: Launcher) -> None:
-    """Compile, load and run the smallest kernel, and look at what it did.
+    """Load what is compiled in one way only, run the smallest kernel, and look at what it did.
 
     Raises:
         RuntimeError: it did not do what it should.
     """
     from shearfx.cuda.updating import Updating
 
+    for module in FIXED:
+        found.load(module)
     parameter = torch.nn.Parameter(torch.ones(3, device=found.device))
     parameter.grad = torch.ones_like(parameter)
     group = {"params": [parameter], "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}

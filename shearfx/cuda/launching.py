@@ -22,6 +22,12 @@ class Launcher(Protocol):
     tensor_cores: bool
     """Whether bfloat16 can be multiplied on matrix units (compute capability 8.0)."""
 
+    def __hash__(self) -> int:
+        """By identity: what was planned is kept by where it runs."""
+
+    def load(self, module: Module) -> None:
+        """Have the kernels of a module ready; raises whatever the compiler or the driver has against it."""
+
     def launch(self, module: Module, kernel: str, blocks: int, arguments: Sequence[Argument]) -> None:
         """Queue a kernel of ``blocks`` blocks of ``THREADS`` threads; none for no blocks."""
 
@@ -45,7 +51,7 @@ class CudaLauncher:
         self._streams: dict[int, Any] = {}
 
     def load(self, module: Module) -> None:
-        """Have the kernels of a module ready."""
+        """See :class:`Launcher`."""
         from cuda.core import ObjectCode
 
         if (module, module.kernels[0]) not in self._kernels:

@@ -40,6 +40,10 @@ class Module:
         return KERNELS[self.name]
 
 
+FIXED = (Module("statistics_any"), Module("step_any"), Module("update"))
+"""What is compiled in one way only, whatever it is used on."""
+
+
 @cache
 def digest() -> str:
     """SHA-256 over all sources: what compiled code is told apart by.

@@ -102,6 +102,17 @@ def matrix_of(lines: Lines) -> Matrix | None:
     return found
 
 
+def module_of(job: Matrix, tensor_cores: bool) -> Module:
+    """What passes over the weight of a job, compiled for its precision and rank."""
+    kinds = ("WEIGHT_KIND", job.kind), ("FACTOR_KIND", job.other_kind)
+    if not job.rank:
+        return Module("statistics_dense", kinds)
+    if not tensor_cores:
+        return Module("statistics_any")
+    tiles = next(t for t in (1, 2, 4) if 16 * t >= job.rank or t == 4)
+    return Module("statistics_product", (*kinds, ("RANK_TILES_OF_16", tiles)))
+
+
 class Statistics:
     """The sums of some slices, planned once: tables stay on the device, and each run reads what is there then.
 
@@ -147,14 +158,12 @@ class Statistics:
 
     def _pass(self, job: Matrix, side: str) -> tuple[Module, str, int]:
         """Module, kernel, and lines per block."""
-        sizes, kinds = layout(), (("WEIGHT_KIND", job.kind), ("FACTOR_KIND", job.other_kind))
+        sizes, module = layout(), module_of(job, self.launcher.tensor_cores)
         if not job.rank:
-            return Module("statistics_dense", kinds), f"dense_{side}", sizes[f"DENSE_{side.upper()}"]
+            return module, f"dense_{side}", sizes[f"DENSE_{side.upper()}"]
         if not self.launcher.tensor_cores:
-            return Module("statistics_any"), "product_plain", sizes["PLAIN_STRIP"]
-        tiles = next(t for t in (1, 2, 4) if 16 * t >= job.rank or t == 4)
-        strip = sizes["ROW_STRIP" if side == "rows" else "COLUMN_STRIP"]
-        return Module("statistics_product", (*kinds, ("RANK_TILES_OF_16", tiles))), f"product_{side}", strip
+            return module, "product_plain", sizes["PLAIN_STRIP"]
+        return module, f"product_{side}", sizes["ROW_STRIP" if side == "rows" else "COLUMN_STRIP"]
 
     def _table(self, jobs: Sequence[Matrix], blocks: Sequence[int] | None = None) -> tuple[Tensor, Tensor, int, int]:
         """Jobs, first blocks, how many jobs, how many blocks."""

@@ -17,6 +17,11 @@ from shearfx.cuda.statistics import Lines, Statistics, matrix_of
 from shearfx.cuda.tables import Matrix, first_blocks, packed
 
 
+def module_of(job: Matrix) -> Module:
+    """What writes a job's trial iterate, compiled for its precision."""
+    return Module("step_replace", (("WEIGHT_KIND", job.kind), ("FACTOR_KIND", job.lead_kind)))
+
+
 class Step:
     """The step over all structures of a period, planned once.
 
@@ -71,8 +76,7 @@ class Step:
             tiles = (sizes["SLOW_TILE"], sizes["FAST_TILE"])
             by_line, by_along = tiles if rows else tiles[::-1]
             job.strips, job.chunks = -(-job.lines // by_line), -(-job.along // by_along)
-            module = Module("step_replace", (("WEIGHT_KIND", job.kind), ("FACTOR_KIND", job.lead_kind)))
-            kinds.setdefault(module, []).append(job)
+            kinds.setdefault(module_of(job), []).append(job)
         tables = []
         device = self.launcher.device
         for module, own in kinds.items():

@@ -17,7 +17,7 @@ from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.optim.choosing import Redundant
 from shearfx.optim.fading import Rule
-from shearfx.optim.reading import Reader
+from shearfx.optim.reading import Reader, prepared
 from shearfx.optim.redundant_slices import Find, Slices
 
 
@@ -34,6 +34,14 @@ class Carrier(ABC):
         self.fading: dict[str, Tensor] = {}
         """The structures of the running period: group to LongTensor."""
         self.slices: list[Slices] = []
+
+    @abstractmethod
+    def prepare(self, structures: Mapping[str, Tensor]) -> None:
+        """Before training: whatever can be had ready, or refused, of all that may fade (group to LongTensor).
+
+        Raises:
+            PlanError: kernels were asked for by name, and they cannot take these structures.
+        """
 
     def start(self, fading: Mapping[str, Tensor]) -> None:
         """A period begins, with these structures (group to LongTensor)."""
@@ -103,6 +111,11 @@ class GateCarrier(Carrier):
                 what = f"{place.group} is gated in a parameter itself, which is trained: gates would undo the training"
                 todo = 'pass carrier="weights", freeze the parameter, or leave the group out'
                 raise PlanError(message(what, where="LHSPG(...)", todo=todo))
+
+    def prepare(self, structures: Mapping[str, Tensor]) -> None:
+        """See :class:`Carrier`."""
+        if self.rule.looks:
+            prepared(self.find(structures), self._reader.kernels, steps=False)
 
     def start(self, fading: Mapping[str, Tensor]) -> None:
         """See :class:`Carrier`; how long frozen slices are is read once."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from shearfx.cuda import choosing
 from shearfx.cuda.stepping import Clearing, Step
 from shearfx.optim.fading import Rule
-from shearfx.optim.reading import Addresses, addresses, lines_of, stacked
+from shearfx.optim.reading import Addresses, addresses, lines_of, prepared, stacked
 from shearfx.optim.redundant_slices import Find, Slices
 from shearfx.optim.weight_carrier import WeightCarrier
 
@@ -33,6 +33,10 @@ class KernelWeightCarrier(WeightCarrier):
         self._own_fallen: dict[str, Tensor] | None = None
         self._clearing: tuple[Addresses, list[Clearing], list[Slices]] | None = None
 
+    def prepare(self, structures: Mapping[str, Tensor]) -> None:
+        """See :class:`shearfx.optim.carriers.Carrier`."""
+        prepared(self.find(structures), self.kernels, steps=True)
+
     def start(self, fading: Mapping[str, Tensor]) -> None:
         """See :class:`shearfx.optim.carriers.Carrier`."""
         super().start(fading)
@@ -50,7 +54,7 @@ class KernelWeightCarrier(WeightCarrier):
         if now == self._planned_for:
             return
         lines = {i: lines_of(one) for i, one in enumerate(self.slices) if not one.trained}
-        found = choosing.fitting(lines, self.kernels)
+        found = choosing.fitting(lines, self.kernels, steps=True)
         self._planned_for, self._step, self._own_fallen = now, None, None
         if len(found) > 1:
             choosing.refuse("the weights of a structure are on several devices", self.kernels)

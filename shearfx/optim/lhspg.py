@@ -103,7 +103,8 @@ class LHSPG(Wrapping, Results):
 
     Raises:
         PlanError: options that make no sense, a target that is out of reach, a group that cannot be gated, a saliency
-            that does not see a group, DoRA adapters, a merge into a quantised base, or sharded parameters.
+            that does not see a group, DoRA adapters, a merge into a quantised base, sharded parameters, or kernels that
+            were asked for by name and cannot run.
     """
 
     def __init__(
@@ -195,6 +196,9 @@ class LHSPG(Wrapping, Results):
         """What each period picked, by group; faded or fading."""
         self.history: list[dict[str, Any]] = []
         """One entry for each period: step, structures picked, what is saved then, their saliency beside the rest."""
+        # what does not compile or load is known now, not in the middle of a step
+        self._kernels()
+        self.carrier.prepare({g.name: torch.arange(g.size) for g in groups})
         self.attach()
 
     @classmethod

@@ -21,6 +21,17 @@ def lines_of(one: Slices) -> Lines:
     return Lines(weight, one.dim, one.index.to(weight.device), one.adapter)
 
 
+def prepared(slices: Sequence[Slices], kernels: choosing.Kernels, *, steps: bool) -> None:
+    """Have ready what reads frozen slices (with ``steps``, what fades them too), while nothing depends on it yet.
+
+    Raises:
+        PlanError: ``kernels`` is ``"cuda"``, and they cannot take one of them.
+    """
+    # whole weights: what is compiled does not depend on which slices, and their indices need no copies
+    lines = {i: Lines(o.parameter.detach(), o.dim, None, o.adapter) for i, o in enumerate(slices) if not o.trained}
+    choosing.fitting(lines, kernels, steps=steps)
+
+
 def addresses(slices: Sequence[Slices]) -> Addresses:
     """Where everything lies: tables of a launch are of use as long as that stays."""
     return tuple(

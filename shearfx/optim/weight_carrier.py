@@ -32,6 +32,9 @@ class WeightCarrier(Carrier):
         """What fell in earlier periods."""
         self.dead: list[Slices] = []
 
+    def prepare(self, structures: Mapping[str, Tensor]) -> None:
+        """See :class:`Carrier`: torch needs nothing."""
+
     def start(self, fading: Mapping[str, Tensor]) -> None:
         """See :class:`Carrier`.
 

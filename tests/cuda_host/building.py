@@ -32,6 +32,10 @@ class HostLauncher:
         self.tensor_cores, self.seed = tensor_cores, seed
         self.launches: list[str] = []
 
+    def load(self, module: Module) -> None:
+        """See :class:`shearfx.cuda.launching.Launcher`."""
+        library(module)
+
     def launch(self, module: Module, kernel: str, blocks: int, arguments: Sequence[Argument]) -> None:
         """See :class:`shearfx.cuda.launching.Launcher`."""
         if not blocks:
