@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shearfx.pipeline import Sheared
     from shearfx.planning import plan
     from shearfx.pruning_plan import PruningPlan
+    from shearfx.timing import measure_time
     from shearfx.verification import verify
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "construct",
     "load",
     "mask",
+    "measure_time",
     "plan",
     "save",
     "shear",
@@ -53,6 +55,7 @@ _HOMES = {
     "PruningPlan": "pruning_plan",
     "construct": "construction",
     "mask": "masking",
+    "measure_time": "timing",
     "verify": "verification",
     "save": "checkpoints",
     "load": "checkpoints",

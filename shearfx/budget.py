@@ -1,4 +1,4 @@
-"""What cutting saves, in parameters or in floating point operations: sums of products of the sizes of dims.
+"""What cutting saves, in parameters, operations or time: sums of products of the sizes of dims.
 
 A parameter holds as many numbers as the product of its dims, and a dim is a term over atoms, so what a cut saves
 depends on what else was cut: the rows of a query projection are ``heads * group * (r + r)``, three groups meet there.
@@ -7,6 +7,7 @@ Costs are therefore never added up; they are read off the terms at the sizes of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from shearfx.dims import Atom, Dim, Prod, Sum
 from shearfx.graph import Graph, Group, mentions, new_size
 from shearfx.rules.registry import Record
+from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime
 
 aten = torch.ops.aten
 
@@ -88,6 +90,15 @@ def degree(dim: Dim, atoms: set[Atom]) -> int:
     return max((degree(p, atoms) for p in dim.parts), default=0)
 
 
+def budget_of(graph: Graph, unit: Currency | RunningTime, groups: Iterable[Group]) -> Budget:
+    """The budget that counts a unit; of structures, those of ``groups``."""
+    if isinstance(unit, RunningTime):
+        return time_budget(graph, unit)
+    if unit == "structures":
+        return structure_budget(groups)
+    return parameter_budget(graph) if unit == "params" else operation_budget(graph)
+
+
 # -- parameters ----------------------------------------------------------------------------------------
 
 
@@ -105,6 +116,20 @@ def _parameters(graph: Graph) -> Iterator[Product]:
 def structure_budget(groups: Iterable[Group]) -> Budget:
     """One for every structure of some groups: LoRAShear's K counts these."""
     return Budget(Product(group.name, (group.atom,)) for group in groups)
+
+
+# -- time ----------------------------------------------------------------------------------------------
+
+
+def time_budget(graph: Graph, time: RunningTime) -> Budget:
+    """Femtoseconds of a run: each parameter at its rate, and the rest, which no cut saves."""
+    products = [
+        dataclasses.replace(product, factor=product.factor * rate)
+        for product in _parameters(graph)
+        if (rate := round(FEMTOSECONDS * time.rates.get(product.name, 0.0))) > 0
+    ]
+    rest = round(FEMTOSECONDS * time.total) - Budget(products).total
+    return Budget([*products, Product("the rest", (), max(0, rest))])
 
 
 # -- operations ----------------------------------------------------------------------------------------

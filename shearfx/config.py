@@ -23,7 +23,13 @@ class ShearConfig:
 
     # -- what is cut
     ratio: float = 0.2
-    """Share of the parameters that goes."""
+    """Share of the parameters that goes, or of what ``unit`` says."""
+    unit: Literal["params", "flops", "milliseconds"] = "params"
+    """What the ratio counts: parameters, operations of the traced call, or the time of a generation on this machine,
+    measured by kind of structure and by layer; what goes is then what costs the least loss per millisecond."""
+    milliseconds: float | None = None
+    """What a generation (128 tokens of a prompt, 24 new ones) may take on this machine afterwards; the ratio follows
+    from it, and the unit."""
     of: Literal["all", "without_embeddings"] = "all"
     """What the ratio is a share of: all unique parameters, or those outside of embeddings."""
     kinds: tuple[str, ...] = ("ffn", "heads")
@@ -191,6 +197,11 @@ class ShearConfig:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
+    @property
+    def counts(self) -> Literal["params", "flops", "milliseconds"]:
+        """The unit of the budget."""
+        return self.unit if self.milliseconds is None else "milliseconds"
+
     def check(self) -> None:
         """Raise PlanError unless the values make sense together."""
         ranges: dict[str, tuple[float, float]] = {
@@ -210,6 +221,11 @@ class ShearConfig:
         for name in ("lr", "alpha", "checkpoint_seconds"):
             if not getattr(self, name) > 0:
                 raise bad_value(name, getattr(self, name), "a positive number")
+        if self.milliseconds is not None and not self.milliseconds > 0:
+            raise bad_value("milliseconds", self.milliseconds, "a positive number, or null")
+        if self.of != "all" and self.counts != "params":
+            what = f"of: {self.of} is about parameters, and unit: {self.counts}"
+            raise PlanError(message(what, where="configuration", todo="set of: all"))
         if self.layers != "auto" and self.layers < 0:
             raise bad_value("layers", self.layers, 'a number of layers, or "auto"')
         if isinstance(self.gamma, float) and not 0 <= self.gamma < 1:

@@ -1,4 +1,4 @@
-"""``shearfx.plan``: choose what to cut so that a share of the model's parameters, or of its operations, is saved."""
+"""``shearfx.plan``: choose what to cut so that a share of the model's parameters, operations or time is saved."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, Literal
 from torch import nn
 
 import shearfx.saliency as saliencies
-from shearfx.budget import open_sizes, operation_budget, parameter_budget
+from shearfx.budget import budget_of, open_sizes
 from shearfx.errors import PlanError, message
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.running_time import RunningTime, unit_name
 from shearfx.saliency import Progress, Saliency
 from shearfx.selection import Selection, Tied, select
 from shearfx.settling import settle_most
@@ -32,7 +33,7 @@ def plan(
     form: Literal["module", "fx"] = "module",
     round_to: int = 1,
     allow: Collection[str] = (),
-    unit: Literal["params", "flops"] = "params",
+    unit: Literal["params", "flops"] | RunningTime = "params",
     include: Collection[str] = (),
     exclude: Collection[str] = (),
     kinds: Collection[str] | None = None,
@@ -64,7 +65,8 @@ def plan(
         form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
         round_to: dims of parameters that change become multiples of this; what cannot be stays whole.
         allow: certificates to admit beside exact and compensated: ``("approximate",)``.
-        unit: what ``ratio`` counts, ``"params"`` or ``"flops"`` (those of contractions, at the example's sizes).
+        unit: what ``ratio`` counts, ``"params"``, ``"flops"`` (those of contractions, at the example's sizes), or time
+            on this machine: what :func:`shearfx.measure_time` found.
         include, exclude: globs over module paths (``"model.layers.3.*"``, a path stands for all inside) or parameter
             names. A group is excluded if a pattern matches one of its parameters; with ``include``, one has to match.
         kinds: the kinds of groups to cut; by default all but ``hidden`` and ``head_dim``, which reach through the whole
@@ -79,7 +81,8 @@ def plan(
     Raises:
         PlanError: the request makes no sense, or cannot be met; the message says what stands in the way.
     """
-    check_request(ratio, scope, form, round_to, unit, floor, most)
+    counts = unit_name(unit)
+    check_request(ratio, scope, form, round_to, counts, floor, most)
     chosen = saliencies.find(saliency)
     if model is not None:
         _check_model(graph, model)
@@ -96,7 +99,7 @@ def plan(
     scores = checked(scores, groups, chosen.name)
     options = {
         "ratio": ratio, "saliency": chosen.name, "saliency_options": _fields(chosen), "saliency_unit": chosen.unit,
-        "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": unit,
+        "scope": scope, "form": form, "round_to": round_to, "allow": list(wanted.allow), "unit": counts,
         "include": list(wanted.include), "exclude": list(wanted.exclude),
         "kinds": None if wanted.kinds is None else list(wanted.kinds),
         "exclude_kinds": list(wanted.exclude_kinds),
@@ -104,17 +107,20 @@ def plan(
     }  # fmt: skip
 
     def spent_on(tied: Sequence[Tied]) -> PruningPlan:
-        budget = parameter_budget(graph) if unit == "params" else operation_budget(graph)
+        budget = budget_of(graph, unit, groups)
         if budget.total <= 0:
-            raise PlanError(message(f"the traced call has no {unit} to save", todo="choose another unit"))
+            raise PlanError(message(f"the traced call has no {counts} to save", todo="choose another unit"))
         spender = Spender(budget, units_of(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
         spender.spend(ratio * budget.total)
-        _check_reached(graph, spender, ratio, unit, round_to, refused)
+        _check_reached(graph, spender, ratio, counts, round_to, refused)
         kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}
         result = of_cuts(graph, kept, asked=ratio, options=dict(options))
-        if unit == "flops":
-            sizes = {"flops": budget.total, "flops_sizes": open_sizes(graph), "achieved_params": result.achieved}
-            result.options.update(sizes)
+        if unit != "params":
+            result.options["achieved_params"] = result.achieved
+            if isinstance(unit, RunningTime):
+                result.options.update({"milliseconds": unit.total, "timed": unit.what})
+            else:
+                result.options.update({"flops": budget.total, "flops_sizes": open_sizes(graph)})
             result = dataclasses.replace(result, achieved=spender.saved / budget.total)
         return result
 
@@ -136,7 +142,7 @@ def check_request(
     for name, value, known in (
         ("scope", scope, ("global", "uniform")),
         ("form", form, ("module", "fx")),
-        ("unit", unit, ("params", "flops")),
+        ("unit", unit, ("params", "flops", "milliseconds")),
     ):
         if value not in known:
             raise PlanError(message(f"there is no {name} {value!r}", where=where, todo=f"choose one of {known}"))
@@ -193,7 +199,7 @@ def _fields(chosen: Saliency) -> dict[str, Any]:
 def _check_reached(
     graph: Graph, spender: Spender, ratio: float, unit: str, round_to: int, refused: Mapping[str, list[Group]]
 ) -> None:
-    total, what = spender.budget.total, {"params": "parameters", "flops": "operations"}[unit]
+    total, what = spender.budget.total, {"params": "parameters", "flops": "operations"}.get(unit, "milliseconds")
     steps = spender.open()
     if spender.saved == 0 and steps:
         least = min(spender.saving(*s) for s in steps) / total

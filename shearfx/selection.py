@@ -38,6 +38,11 @@ class Tied:
     groups: tuple[Group, ...]
     weights: tuple[int, ...]
 
+    @property
+    def kind(self) -> str:
+        """The kinds in it."""
+        return "+".join(dict.fromkeys(group.kind for group in self.groups))
+
 
 def select(graph: Graph, model: nn.Module | None, wanted: Selection) -> tuple[list[Tied], dict[str, list[Group]]]:
     """The tied groups that may be cut, and the groups that may not, by reason.

@@ -46,8 +46,9 @@ def generation_speed(
     new_tokens: int = 32,
     batch_size: int = 1,
     repeats: int = 3,
+    warm_up: bool = True,
 ) -> Speed:
-    """Time greedy ``model.generate`` with its cache: one untimed run, then the medians of ``repeats``.
+    """Time greedy ``model.generate`` with its cache: one untimed run (``warm_up``), then the medians of ``repeats``.
 
     The prompt is ``prompt`` (needs ``tokenizer``), repeated or cut to ``prompt_tokens`` tokens; without one, fixed
     random ids, which cost the same.  Prefill is the time to the first new token; decode, that of the other
@@ -61,7 +62,7 @@ def generation_speed(
     prefill: list[float] = []
     decode: list[float] = []
     with evaluating(model):
-        for repeat in range(repeats + 1):
+        for repeat in range(-int(warm_up), repeats):
             clock = _Clock()
             generate(
                 input_ids=ids,
@@ -74,7 +75,7 @@ def generation_speed(
                 streamer=clock,
             )
             start, first, *_, last = clock.times
-            if repeat:  # the first run warms up
+            if repeat >= 0:
                 prefill.append(batch_size * prompt_tokens / (first - start))
                 decode.append(batch_size * (new_tokens - 1) / (last - first))
     return Speed(

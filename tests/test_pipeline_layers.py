@@ -153,7 +153,7 @@ def test_no_other_number_of_layers_loses_less(costs: list[float], widths: list[f
     def lost(share: float) -> float:
         return sum(w * share**k for k, w in enumerate(widths))
 
-    best = best_split(found, lost, amount)
+    best = best_split(found, [sizes] * len(costs), lost, amount)
     total = [losses[n] + lost(1 - n * sizes / amount) for n in range(len(costs) + 1)]
     assert total[len(best.paths)] == min(total)
     assert best.losses == tuple(losses[: len(best.paths) + 1])

@@ -108,6 +108,7 @@ app.command(
         "shearfx shear ./my-llama --pretrain c4.parquet --instruct alpaca.json --gamma auto --set lr=5e-4 -o run",
         "shearfx shear ./my-llama --config run.yaml -o run --resume",
         "shearfx shear ./my-llama --pretrain notes.txt -o run --set distill=0 --set batch_size=1 --set accumulate=4",
+        "shearfx shear ./my-llama --pretrain notes.txt -o run --set milliseconds=40 --set layers=auto",
         "shearfx shear ./my-llama --pretrain notes.txt -o run --set scope=uniform --set merge=never",
     )
 )(shear.shear)

@@ -22,9 +22,12 @@ from shearfx.errors import CheckpointError, PlanError, message
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from shearfx.graph import Graph
     from shearfx.models import LoadedModel
     from shearfx.pruning_plan import PruningPlan
+    from shearfx.running_time import RunningTime
 
 __all__ = ["cut_rows", "prune"]
 
@@ -48,6 +51,7 @@ class Unit(StrEnum):
 
     PARAMS = "params"
     FLOPS = "flops"
+    MILLISECONDS = "milliseconds"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def prune(
         Scope, typer.Option(help="global cuts where it costs least; uniform keeps layers alike: a plain config.")
     ] = Scope.GLOBAL,
     form: Annotated[Form, typer.Option(help="The original class, or an fx graph, which holds any cut.")] = Form.MODULE,
-    unit: Annotated[Unit, typer.Option(help="What the ratio counts.")] = Unit.PARAMS,
+    unit: Annotated[Unit, typer.Option(help="What the ratio counts; milliseconds are measured.")] = Unit.PARAMS,
     round_to: Annotated[int, typer.Option(help="Resulting sizes are multiples of this.")] = 1,
     include: Annotated[list[str] | None, typer.Option(help="Cut only these modules (glob); repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these modules alone (glob); repeatable.")] = None,
@@ -168,9 +172,25 @@ def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, salien
     graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
     remember(loaded.module, graph)
     data = _Batches(talk, loaded, calibration)
+    if options["unit"] == Unit.MILLISECONDS:
+        options["unit"] = _timed(talk, graph, loaded.module, options)
     with talk.step(f"planning by {saliency}") as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="left whole")  # the result says so
         return shearfx.plan(graph, saliency=chosen, model=loaded.module, data=data, progress=progress, **options)
+
+
+def _timed(talk: Talk, graph: Graph, model: nn.Module, options: dict[str, Any]) -> RunningTime:
+    import shearfx
+    from shearfx.selection import Selection, select
+
+    kinds = options["kinds"] and tuple(options["kinds"])
+    wanted = Selection(tuple(options["allow"]), tuple(options["include"]), tuple(options["exclude"]), kinds,
+                       scope=options["scope"], form=options["form"])  # fmt: skip
+    with talk.step("measuring what takes how much of the time") as progress:
+        tied, _ = select(graph, model, wanted)
+        time = shearfx.measure_time(graph, model, tied, form=options["form"], progress=progress)
+    talk.note(str(time))
+    return time
 
 
 @dataclass(frozen=True)
@@ -267,7 +287,8 @@ def show_plan(out: Console, plan: PruningPlan) -> None:
         out.print(f"  {layer or 'all layers'}: {text}", markup=False, soft_wrap=True)
     for reason, names in dict(plan.options.get("left_whole", {})).items():
         out.print(f"left whole: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
-    unit = "operations" if plan.options.get("unit") == "flops" else "parameters"
+    units = {"flops": "operations", "milliseconds": "time, as measured by kind of structure"}
+    unit = units.get(str(plan.options.get("unit")), "parameters")
     out.print(f"removed {plan.achieved:.2%} of the {unit} (asked: {plan.asked:.2%})")
 
 

@@ -19,7 +19,7 @@ from shearfx.knowledge.bench import Announce, Cost, bench
 from shearfx.knowledge.cache import Cache, Key
 from shearfx.knowledge.distribution import KnowledgeDistribution, Row, checked_gamma, perplexity_of
 from shearfx.knowledge.judging import Judge, Sums
-from shearfx.knowledge.trials import Shut, Trial, check_request, choose, distinct, kind_of, layer_of, name_of, trials_of
+from shearfx.knowledge.trials import Shut, Trial, check_request, choose, distinct, layer_of, name_of, trials_of
 from shearfx.saliency import Progress, Saliency, Scores
 from shearfx.selection import Tied
 
@@ -220,7 +220,7 @@ def _distribution(
             Row(
                 name=trial.name,
                 groups=tuple(g.name for g in one.groups),
-                kind=kind_of(one),
+                kind=one.kind,
                 layer=layer_of(one),
                 ratio=trial.ratio,
                 shut=sum(map(len, trial.gone)),

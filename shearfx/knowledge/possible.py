@@ -9,7 +9,8 @@ from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.knowledge.distribution import checked_gamma, count_of
 from shearfx.knowledge.trials import name_of
-from shearfx.optim.choosing import Chooser, Currency
+from shearfx.optim.choosing import Chooser
+from shearfx.running_time import Currency, RunningTime, amount_text
 from shearfx.selection import Tied
 from shearfx.units import FLOOR, Floor
 
@@ -33,7 +34,7 @@ def check_possible(
     unprunable: Sequence[str] | float | str | None,
     ratio: float,
     *,
-    unit: Currency = "params",
+    unit: Currency | RunningTime = "params",
     floor: Floor = FLOOR,
     most: float = 1.0,
     round_to: int = 1,
@@ -92,8 +93,8 @@ def check_possible(
         gamma = math.ceil(1e4 * low / len(tied) - 1e-9) / 1e4
         todo = f"pass gamma={gamma:g} ({low} node groups) or less, or ask for at most {_down(found / total):g}"
     what = (
-        f"a ratio of {ratio:g} asks for {amount:.0f} of {total} {unit}, and with {count} of {len(tied)} node groups "
-        f"left whole at most {found} can go ({found / total:.1%})"
+        f"a ratio of {ratio:g} asks for {amount_text(amount, unit)} of {amount_text(total, unit)}, and with {count} of "
+        f"{len(tied)} node groups left whole at most {amount_text(found, unit)} can go ({found / total:.1%})"
     )
     raise PlanError(message(what, where="unprunable node groups (gamma)", todo=todo))
 

@@ -49,11 +49,6 @@ def name_of(tied: Tied) -> str:
     return tied.groups[0].name
 
 
-def kind_of(tied: Tied) -> str:
-    """The kinds in a node group."""
-    return "+".join(dict.fromkeys(group.kind for group in tied.groups))
-
-
 def layer_of(tied: Tied) -> int | None:
     """The first number in the names of its groups; None where there is none, or more than one."""
     found = {match[0] if (match := re.findall(r"(?:^|\.)(\d+)(?=\.)", g.name)) else None for g in tied.groups}

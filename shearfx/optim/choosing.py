@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import nn
 
-from shearfx.budget import Budget, operation_budget, parameter_budget, structure_budget
+from shearfx.budget import Budget, budget_of
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
+from shearfx.running_time import Currency, RunningTime, amount_text
 from shearfx.saliency import Scores
 from shearfx.selection import Selection, Tied, select
 from shearfx.spending import Ranking, Spender, Unit
 from shearfx.units import FLOOR, Floor, checked, units_of
 
-Currency = Literal["params", "flops", "structures"]
 Redundant = dict[str, list[int]]
 """Group name to the structures that are to go, ascending."""
 
@@ -36,7 +35,7 @@ class Chooser:
         graph: Graph,
         tied: Sequence[Tied],
         *,
-        unit: Currency = "params",
+        unit: Currency | RunningTime = "params",
         floor: Floor = FLOOR,
         most: float = 1.0,
         round_to: int = 1,
@@ -48,9 +47,7 @@ class Chooser:
         """Of the whole model, in ``unit``."""
 
     def _budget(self) -> Budget:
-        if self.unit == "structures":
-            return structure_budget(self.groups)
-        return parameter_budget(self.graph) if self.unit == "params" else operation_budget(self.graph)
+        return budget_of(self.graph, self.unit, self.groups)
 
     def amount_of(self, target: int | float) -> float:
         """A share (float) or an amount (int) as an amount, which for structures is whole.
@@ -63,10 +60,10 @@ class Chooser:
             amount = float(round(amount))
         most = self.most_possible() if amount else 0
         if amount > most:
-            asked = f"a target of {target:g} asks for {amount:.0f} {self.unit}"
+            asked = f"a target of {target:g} asks for {amount_text(amount, self.unit)}"
             share = int(1e4 * most / max(self.total, 1)) / 1e4
             todo = f"ask for at most {share:g}, or a smaller floor, or more kinds"
-            what = f"{asked}, and at most {most} of {self.total} can go"
+            what = f"{asked}, and at most {amount_text(most, self.unit)} of {amount_text(self.total, self.unit)} can go"
             raise PlanError(message(what, where=f"{len(self.groups)} groups down to their floors", todo=todo))
         return amount
 

@@ -23,7 +23,7 @@ from shearfx.low_rank import adapters_of
 from shearfx.optim import options as asked
 from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.carriers import Carrier, GateCarrier
-from shearfx.optim.choosing import Chooser, Currency, Redundant, selected
+from shearfx.optim.choosing import Chooser, Redundant, selected
 from shearfx.optim.compact import Form
 from shearfx.optim.fading import Penalty, Rule
 from shearfx.optim.kernel_carrier import KernelWeightCarrier
@@ -37,6 +37,7 @@ from shearfx.optim.scoring import Scorer
 from shearfx.optim.standing_in import StandingIn
 from shearfx.optim.variants import Variant, Wrapping
 from shearfx.optim.weight_carrier import WeightCarrier
+from shearfx.running_time import Currency, RunningTime
 from shearfx.saliency import Saliency, Scores
 from shearfx.selection import Selection
 from shearfx.spending import Ranking
@@ -65,7 +66,8 @@ class LHSPG(Wrapping, Results):
         model: the live model, with PEFT adapters or without, in ``DistributedDataParallel`` or not.
         params: what to train, as for any optimiser (default: all parameters that require gradients).
         target: what becomes redundant: a share (float below 1) or an amount (int) of ``unit``; 0 for plain training.
-        unit: ``"params"`` (all unique parameters), ``"flops"``, or ``"structures"`` (the paper's K).
+        unit: ``"params"`` (all unique parameters), ``"flops"``, ``"structures"`` (the paper's K), or what
+            :func:`shearfx.measure_time` found, for time on this machine (an amount is in femtoseconds then).
         warmup, periods, period_length: optimiser steps before the first period, periods, steps of each (lines 1, 3,
             5).
         saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice,
@@ -114,7 +116,7 @@ class LHSPG(Wrapping, Results):
         params: Any = None,
         *,
         target: int | float = 0.2,
-        unit: Currency = "params",
+        unit: Currency | RunningTime = "params",
         warmup: int = 10,
         periods: int = 5,
         period_length: int = 10,

@@ -16,12 +16,13 @@ from shearfx.gating.gates import Gates
 from shearfx.graph import Graph
 from shearfx.low_rank import LowRank
 from shearfx.optim.carriers import Carrier, GateCarrier
-from shearfx.optim.choosing import Chooser, Currency, Redundant, gathered
+from shearfx.optim.choosing import Chooser, Redundant, gathered
 from shearfx.optim.compact import Adapter, Form, compact, expressed
 from shearfx.optim.schedule import Schedule
 from shearfx.optim.scoring import Scorer
 from shearfx.optim.standing_in import StandingIn
 from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.running_time import Currency, RunningTime, unit_name
 
 
 class Results:
@@ -37,7 +38,7 @@ class Results:
     carrier: Carrier
     stand_ins: StandingIn | None
     """Of the compensation while fading, where it was asked for."""
-    unit: Currency
+    unit: Currency | RunningTime
     form: Form
     amount: float
     """To be saved in the end, in ``unit``."""
@@ -81,7 +82,7 @@ class Results:
         for group in (g for g in self.chooser.groups if g.name in gone):
             out = set(gone[group.name])
             kept[group.name] = [i for i in range(group.size) if i not in out]
-        options = {"unit": self.unit, "saliency": self.scorer.name}
+        options = {"unit": unit_name(self.unit), "saliency": self.scorer.name}
         plan = of_cuts(self.graph, kept, asked=self.amount / max(self.chooser.total, 1), options=options)
         with self.detached():  # the class is followed as it is without them
             return expressed(self.graph, self.model, plan, self.form)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearfx.graph import Graph
 from shearfx.low_rank import LowRank, adapters_of
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Redundant
@@ -20,6 +19,7 @@ from shearfx.optim.standing_in import StandingIn
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.diary import Diary
 from shearfx.pipeline.study import Study
+from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
@@ -38,16 +38,15 @@ class Outcome:
 
 
 def prune_progressively(
-    study: Study, graph: Graph, model: nn.Module, tied: list[Tied], amount: int, steps: int, folder: RunDirectory
+    study: Study, subject: Subject, model: nn.Module, tied: list[Tied], steps: int, folder: RunDirectory
 ) -> Outcome:
     """Train adapters on a model while structures fade to zero; the model is left without them.
 
     Args:
         study: data and loss.
-        graph: the analysis of the model.
+        subject: the analysis of the model, and how much of it is to go.
         model: in the training dtype; its weights change only where the configuration's ``carrier`` or ``merge`` say so.
         tied: what may be cut.
-        amount: parameters to go.
         steps: optimiser steps, warm-up and periods together.
         folder: of the run; a checkpoint in it is gone on with, a finished one read.
     """
@@ -60,7 +59,7 @@ def prune_progressively(
     fitting = None if fitted is None else [{"input_ids": ids} for ids in fitted]
     with adapting(config, model) as wrapped:
         optimizer = LHSPG(
-            graph, wrapped, target=amount, warmup=warmup, periods=config.periods,
+            subject.graph, wrapped, target=subject.amount, unit=subject.unit, warmup=warmup, periods=config.periods,
             period_length=max(1, (steps - warmup) // config.periods), saliency=config.saliency,
             half_space_eps=config.half_space_eps, penalty=config.penalty, strength=config.strength,
             carrier=config.carrier, merge="period" if config.merge == "period" else "never", lr=config.lr,

@@ -81,9 +81,11 @@ class Pruning:
             row = cuts.setdefault(cut.kind, [0, 0])
             row[0] += cut.size - len(cut.kept)
             row[1] += cut.size
-        self.folder.finish("prune", {"asked": plan.asked, "achieved": plan.achieved, "cuts": cuts})
+        self.folder.finish(
+            "prune", {"asked": plan.asked, "achieved": plan.achieved, "unit": config.counts, "cuts": cuts}
+        )
         shown = ", ".join(f"{gone:,} of {size:,} {kind}" for kind, (gone, size) in cuts.items())
-        whole, here = self.subject.before.total, self.subject.count.total
+        whole, here = self.subject.full.count.total, self.subject.count.total
         self.teller.note(f"cut: {shown}: {1 - (1 - plan.achieved) * here / whole:.2%} of the parameters")
         return plan
 
@@ -217,15 +219,16 @@ class Pruning:
         for name, gone in redundant.items():
             out = set(gone)
             kept[name] = [i for i in range(sizes[name]) if i not in out]
-        options = {"saliency": config.saliency, "ratio": config.ratio, "of": config.of, "recipe": config.recipe}
-        return of_cuts(graph, kept, asked=self.subject.amount / max(graph.total_params, 1), options=options)
+        options = {"saliency": config.saliency, "ratio": self.subject.ratio, "unit": config.counts, "of": config.of,
+                   "recipe": config.recipe}  # fmt: skip
+        return of_cuts(graph, kept, asked=self.subject.amount / max(self.subject.total, 1), options=options)
 
     def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
         """LHSPG; what adapters learnt is kept for the cut."""
         mutates = self.config.carrier == "weights" or self.config.merge == "period"
-        held, graph = self.subject.held, self.subject.graph
+        held = self.subject.held
         model = held.take_work() if mutates else held.work
-        found = prune_progressively(self.study, graph, model, tied, self.subject.amount, steps, self.folder)
+        found = prune_progressively(self.study, self.subject, model, tied, steps, self.folder)
         self._faded = Faded(model if mutates else None, found.learnt)
         if found.stand_ins is not None:
             write_state(self._fits, found.stand_ins.fits(self.plan_of(found.redundant)))

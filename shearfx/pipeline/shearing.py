@@ -75,7 +75,7 @@ class Shearing:
         self.config, self.folder, self.teller = config, run, teller
         self.study = Study(loaded.module, loaded.tokenizer, config, teller)
         self.loaded = loaded
-        self.full = Subject(loaded, self.study, reopen, known)
+        self.full = Subject(loaded, self.study, reopen, known, records=run)
         """The full model: judged, timed, and the teacher."""
         self.subject = self.full
         """What widths are cut of: the full model, or what is left of it where layers went."""
@@ -134,7 +134,7 @@ class Shearing:
             work = held.work
             others = held.beside
             if not held.own or config.distill > 0:  # then the full model stays beside the cut one
-                others += round((1 - config.ratio) * self.full.work_bytes)
+                others += round((1 - config.ratio * (config.counts == "params")) * self.full.work_bytes)
             found = estimate(config, work, self.study.sources, self._teacher(), others)
         self.teller.note(str(found))
         if found.missing:

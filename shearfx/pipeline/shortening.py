@@ -18,6 +18,7 @@ from shearfx.pipeline.pruning import Pruning, call_loss
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory
+from shearfx.running_time import amount_text
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the budget, at which the loss without widths is measured."""
@@ -60,7 +61,7 @@ class Shortening:
         shorter = LoadedModel(
             self._read(), loaded.source, loaded.kind, args=loaded.args, kwargs=loaded.kwargs, tokenizer=loaded.tokenizer
         )
-        return Subject(shorter, self.study, self._read, before=self.full.count)
+        return Subject(shorter, self.study, self._read, shortened=(self.full, found["paths"]), records=self.folder)
 
     def _read(self) -> torch.nn.Module:
         held = self.full.held
@@ -97,10 +98,11 @@ class Shortening:
             reason = next(iter(found.refused.values()), "one of each list stays")
             what = f"{config.layers} layers are to go, and at most {max(0, len(free) - lists)} can ({reason})"
             raise PlanError(message(what, where="layers", todo="ask for fewer; shearfx layers MODEL lists them"))
-        least = sum(sorted(layer.params for layer in free)[: config.layers])
-        if least >= self.full.amount:
-            most = max(n for n in range(config.layers) if sum(sorted(f.params for f in free)[:n]) < self.full.amount)
-            what = f"{config.layers} layers hold {least:,} parameters, and {self.full.amount:,} are to go"
+        prices = sorted(map(self.full.price, free))
+        if sum(prices[: config.layers]) >= self.full.amount:
+            most = max(n for n in range(config.layers) if sum(prices[:n]) < self.full.amount)
+            held, asked = (amount_text(n, self.full.unit) for n in (sum(prices[: config.layers]), self.full.amount))
+            what = f"{config.layers} layers make {held}, and {asked} are to go"
             raise PlanError(message(what, where="layers", todo=f"ask for {most} layers at most, or a larger ratio"))
         return free
 
@@ -119,16 +121,18 @@ class Shortening:
                 )
         widths = self._widths(loss)
 
+        prices = {layer.path: self.full.price(layer) for layer in layers}
+
         def enough(found: Damages) -> bool:
             """A further layer would exceed the budget, or layers alone lose more than widths would for all of it."""
-            fits = sum(found.params) + max(layer.params for layer in layers) < amount
+            fits = sum(prices[path] for path in found.paths) + max(prices.values()) < amount
             return not fits or found.losses[-1] > widths(1.0)
 
         if not layers:
             return Damages((), (widths(0.0),), ())
         with self.teller.step("measuring what is lost without layers") as progress:
             found = least_damage(work, layers, loss, until=enough, progress=progress)
-        return best_split(found, widths, amount)
+        return best_split(found, [prices[path] for path in found.paths], widths, amount)
 
     def _widths(self, loss: Callable[[], float]) -> Callable[[float], float]:
         """The loss without the widths that save a share of the budget, between measured shares on a line."""
@@ -149,20 +153,21 @@ class Shortening:
         return lambda share: _between(points, share)
 
 
-def best_split(found: Damages, widths: Callable[[float], float], amount: int) -> Damages:
+def best_split(found: Damages, prices: Sequence[int], widths: Callable[[float], float], amount: int) -> Damages:
     """The number of layers with which both together lose the least, by what each loses alone.
 
     Args:
         found: layers in the order in which they go.
+        prices: what each of them saves, in the budget's unit.
         widths: the loss without the widths that save a share of the budget.
-        amount: the budget, in parameters.
+        amount: the budget.
 
     >>> layers = Damages(("a", "b"), (1.0, 1.1, 1.9), (50, 50))
-    >>> best_split(layers, lambda share: 1.0 + share, 200).paths
+    >>> best_split(layers, (50, 50), lambda share: 1.0 + share, 200).paths
     ('a',)
     """
     count = len(found.paths)
-    lost = [found.losses[n] + widths(1 - sum(found.params[:n]) / amount) for n in range(count + 1)]
+    lost = [found.losses[n] + widths(1 - sum(prices[:n]) / amount) for n in range(count + 1)]
     best = min(range(count + 1), key=lost.__getitem__)
     return Damages(found.paths[:best], found.losses[: best + 1], found.params[:best])
 

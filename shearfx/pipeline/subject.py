@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from shearfx.analysis import trace
 from shearfx.architectures import config_of
+from shearfx.budget import budget_of
 from shearfx.construction import remember
+from shearfx.depth import Layer, find_layers
 from shearfx.errors import PlanError, message
-from shearfx.evaluation import ParameterCount, parameter_count
-from shearfx.graph import Graph, Group
+from shearfx.evaluation import parameter_count
+from shearfx.graph import Graph, Group, module_paths
 from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
 from shearfx.optim.choosing import Chooser
 from shearfx.pipeline.held import weight_bytes
 from shearfx.pipeline.study import Study
+from shearfx.run_directory import RunDirectory
+from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime, amount_text
 from shearfx.selection import Selection, Tied, select
+from shearfx.timing import measure_time
 
 Known = tuple[Graph, list[Tied]]
 
@@ -32,7 +39,8 @@ class Subject:
         study: of the run.
         reopen: reads the model again, where the run may use it up.
         known: the analysis, from an earlier run with the same model and options.
-        before: what the ratio is a share of, where layers went already.
+        shortened: where layers went already: what the ratio is a share of, and their paths.
+        records: of the run, for what is measured once.
     """
 
     def __init__(
@@ -41,12 +49,14 @@ class Subject:
         study: Study,
         reopen: Callable[[], nn.Module] | None = None,
         known: Known | None = None,
-        before: ParameterCount | None = None,
+        shortened: tuple[Subject, Sequence[str]] | None = None,
+        records: RunDirectory | None = None,
     ) -> None:
         self.study, self.config, self.teller = study, study.config, study.teller
         self.held = study.hold(loaded.module.eval(), reopen)
         self.count = parameter_count(loaded.module)
-        self.before = before or self.count
+        self.full, self.without = shortened or (self, ())
+        """What the ratio is a share of, and the layers that it has more."""
         self.bytes = weight_bytes(loaded.module)
         """Of the weights, in their own dtype."""
         self.work_bytes = self.count.total * study.dtype.itemsize
@@ -54,6 +64,8 @@ class Subject:
         self.full_config: PreTrainedConfig | None = copy.deepcopy(config_of(loaded.module))
         """Of the full model: one that is read again from where it was cut says what it became."""
         self.generates = hasattr(loaded.module, "generate")
+        self._records = records
+        self._time: RunningTime | None = None
         self._arguments = (loaded.args, loaded.kwargs)
         self._graph: Graph | None = known[0] if known else None
         self._tied: list[Tied] | None = known[1] if known else None
@@ -83,16 +95,77 @@ class Subject:
                 raise PlanError(message("nothing can be cut", where=reasons, todo='see graph.pins, or form="fx"'))
         return self._tied
 
+    # -- the budget ------------------------------------------------------------------------------------
+
+    @property
+    def unit(self) -> Currency | RunningTime:
+        """What the budget counts."""
+        counts = self.config.counts
+        return self.time if counts == "milliseconds" else counts
+
+    @property
+    def time(self) -> RunningTime:
+        """What structures and layers take of a run's time; measured once in a run."""
+        name = "time" if self.full is self else "time without layers"
+        if self._time is None and self._records is not None and self._records.done(name):
+            self._time = RunningTime(**self._records.records[name])
+        if self._time is None:
+            whole = self.full is self and self.config.layers
+            layers = [layer.path for layer in find_layers(self.graph).layers] if whole else []
+            tied, work = self.tied, self.held.work
+            with self.teller.step("measuring what takes how much of the time") as progress:
+                found = measure_time(self.graph, work, tied, layers=layers, progress=progress)
+            if self.full is not self:
+                full = self.full.time
+                found = found.of_total(full.total - sum(full.layers[path] for path in self.without))
+            self.teller.note(f"before: {found}" if self.full is self else f"without layers: {found}")
+            if self._records is not None:
+                self._records.finish(name, found.to_record())
+            self._time = found
+        return self._time
+
+    @functools.cached_property
+    def total(self) -> int:
+        """Of this model, in the budget's unit."""
+        return self.count.total if self.config.counts == "params" else budget_of(self.graph, self.unit, ()).total
+
+    @property
+    def ratio(self) -> float:
+        """The share of the full model that goes.
+
+        Raises:
+            PlanError: the full model is as fast already.
+        """
+        config, whole = self.config, self.full.total
+        if config.milliseconds is None:
+            return config.ratio
+        asked = round(config.milliseconds * FEMTOSECONDS)
+        if asked >= whole:
+            what = f"{amount_text(asked, self.unit)} are asked for, and the model takes {amount_text(whole, self.unit)}"
+            raise PlanError(message(what, where="milliseconds", todo="ask for less"))
+        return 1 - asked / whole
+
     @property
     def amount(self) -> int:
-        """Parameters that are still to go."""
-        before = self.before
-        whole = before.total if self.config.of == "all" else before.without_embeddings
-        return round(self.config.ratio * whole) - (before.total - self.count.total)
+        """What is still to go, in the budget's unit."""
+        whole = self.full.total if self.config.of == "all" else self.full.count.without_embeddings
+        return round(self.ratio * whole) - (self.full.total - self.total)
+
+    def price(self, layer: Layer) -> int:
+        """What a layer holds, does or takes, in the budget's unit."""
+        unit = self.unit
+        if isinstance(unit, RunningTime):
+            return round(FEMTOSECONDS * unit.layers[layer.path])
+        if unit == "params":
+            return layer.params
+        budget = budget_of(self.graph, unit, ())
+        inside = {node.name for node in self.graph.records if layer.path in module_paths(node)}
+        return budget.cost(i for i, product in enumerate(budget.products) if product.name in inside)
 
     def chooser(self, tied: list[Tied]) -> Chooser:
         """Spends the budget on some of what may be cut."""
-        return Chooser(self.graph, tied, floor=self.config.floor, round_to=self.config.round_to)
+        config = self.config
+        return Chooser(self.graph, tied, unit=self.unit, floor=config.floor, round_to=config.round_to)
 
     def check_ratio(self, unprunable: list[str] | float | str | None) -> None:
         """Raise PlanError where the ratio cannot be reached.
@@ -100,14 +173,18 @@ class Subject:
         Args:
             unprunable: node groups that stay whole, or gamma before they are known.
         """
-        config, whole = self.config, self.count.total
+        config, unit = self.config, self.unit
         most = self.chooser(self.tied).most_possible()
         if self.amount > most:
-            before = self.before.total - whole
+            before = self.full.total - self.total
             asked, possible = self.amount + before, most + before
-            share = int(1e4 * possible * config.ratio / asked) / 1e4
-            what = f"a ratio of {config.ratio:g} asks for {asked:,} parameters, and at most {possible:,} can go"
-            todo = f"ask for at most {share:g}, or set a smaller floor, or more kinds (now: {', '.join(config.kinds)})"
+            share = int(1e4 * possible * self.ratio / asked) / 1e4
+            what = f"a ratio of {self.ratio:g} asks for {amount_text(asked, unit)}, and at most "
+            what += f"{amount_text(possible, unit)} can go"
+            most_of = f"at most {share:g}"
+            if config.milliseconds is not None:
+                most_of = f"{math.ceil(10 * (1 - share) * self.full.time.total) / 10:g} ms or more"
+            todo = f"ask for {most_of}, or set a smaller floor, or more kinds (now: {', '.join(config.kinds)})"
             raise PlanError(message(what, where="ratio", todo=todo))
-        check_possible(self.graph, self.tied, unprunable, self.amount / whole, floor=config.floor,
+        check_possible(self.graph, self.tied, unprunable, self.amount / self.total, unit=unit, floor=config.floor,
                        round_to=config.round_to)  # fmt: skip

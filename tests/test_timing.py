@@ -1,0 +1,235 @@
+"""Time as a budget's unit: what is measured is what plans save, and what takes no time is left alone."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import shearfx
+from shearfx.budget import budget_of, time_budget
+from shearfx.depth import find_layers
+from shearfx.errors import PlanError
+from shearfx.graph import Graph
+from shearfx.running_time import FEMTOSECONDS, RunningTime, amount_text
+from shearfx.selection import Selection, select
+from shearfx.timing import explained, halves, measure_time
+from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
+
+IDS = torch.tensor([[5, 9, 200, 31, 7, 2]])
+
+
+@functools.cache
+def llama() -> tuple[nn.Module, Graph]:
+    model = tiny_llama()
+    return model, shearfx.trace(model, input_ids=IDS, use_cache=False)
+
+
+def clock(**rates: float) -> Callable[[nn.Module], float]:
+    """Milliseconds for each parameter whose name holds a text, and one for the rest: exact, unlike a machine."""
+
+    def run(model: nn.Module) -> float:
+        return 1.0 + sum(
+            rate * p.numel() for name, p in model.named_parameters() for part, rate in rates.items() if part in name
+        )
+
+    return run
+
+
+rates = st.floats(1e-4, 1.0)
+
+
+@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])  # each example builds models
+@given(ffn=rates, attention=rates, ratio=st.floats(0.05, 0.45))
+def test_a_plan_saves_the_time_that_is_asked_for(ffn: float, attention: float, ratio: float) -> None:
+    model, graph = llama()
+    run = clock(mlp=ffn, self_attn=attention)
+    time = measure_time(graph, model, run=run, rounds=1, form="fx")
+    assert time.total == run(model)
+    try:
+        plan = shearfx.plan(graph, ratio, "magnitude", model, unit=time, form="fx")
+    except PlanError as error:  # one kind alone may take too little
+        assert "ratio" in str(error)
+        return
+    found = run(shearfx.construct(model, plan, form="fx", graph=graph))
+    assert plan.achieved == pytest.approx(1 - found / time.total, rel=0.02)  # what half explains, others follow
+    assert plan.achieved == pytest.approx(ratio, abs=0.06)  # half a head
+    assert plan.options["unit"] == "milliseconds" and plan.options["milliseconds"] == time.total
+    assert plan.options["achieved_params"] > 0
+    assert shearfx.PruningPlan.from_json(plan.to_json()).options["timed"] == time.what
+
+
+@given(ffn=rates, attention=rates)
+@settings(max_examples=10)
+def test_structures_and_the_rest_make_the_whole(ffn: float, attention: float) -> None:
+    model, graph = llama()
+    time = measure_time(graph, model, run=clock(mlp=ffn, self_attn=attention), rounds=1, form="fx")
+    budget = time_budget(graph, time)
+    assert budget.total == pytest.approx(FEMTOSECONDS * time.total, rel=1e-6)
+    rest = next(product for product in budget.products if not product.dims)
+    assert rest.factor >= 0
+
+
+@given(st.data())
+def test_rates_explain_what_was_measured(data: st.DataObject) -> None:
+    things = data.draw(st.integers(1, 4))
+    amounts = torch.tensor(
+        [[data.draw(st.integers(0, 50)) for _ in range(things)] for _ in range(things)], dtype=torch.float64
+    )
+    true = torch.tensor([data.draw(st.floats(0, 10)) for _ in range(things)], dtype=torch.float64)
+    noise = torch.tensor([data.draw(st.sampled_from([0.0, 0.0, -1.0, 3.0])) for _ in range(things)])
+    totals = amounts @ true + noise
+    found = explained(amounts, totals)
+    assert (found >= 0).all() and torch.isfinite(found).all()
+    if not noise.any():
+        assert (amounts @ found - totals).norm() <= 0.01 * totals.norm() + 1e-9
+
+
+def test_what_takes_no_time_stays_whole() -> None:
+    model, graph = llama()
+    time = measure_time(graph, model, run=clock(mlp=0.1), rounds=2, form="fx")
+    plan = shearfx.plan(graph, 0.3, "random", model, unit=time, form="fx")
+    assert {cut.kind for cut in plan.cuts} == {"ffn"}
+    nothing = measure_time(graph, model, run=lambda model: 1.0, rounds=1, form="fx")
+    assert not nothing.rates
+    with pytest.raises(PlanError, match="nothing can be cut"):
+        shearfx.plan(graph, 0.3, "random", model, unit=nothing, form="fx")
+
+
+def test_loss_is_ranked_by_the_time_it_saves() -> None:
+    """Where all lose the same, what takes the most time goes: nearly all that is saved is saved there."""
+    model, graph = llama()
+    for slow, fast in itertools.permutations(("mlp", "self_attn")):
+        run, other = clock(**{slow: 0.1, fast: 1e-4}), clock(**{fast: 1e-4})
+        time = measure_time(graph, model, run=run, rounds=1, form="fx")
+        plan = shearfx.plan(graph, 0.1, _Same(), model, unit=time, form="fx")
+        small = shearfx.construct(model, plan, form="fx", graph=graph)
+        assert other(model) - other(small) < 0.05 * (run(model) - run(small))  # what a head is too much for
+
+
+class _Same(shearfx.saliency.Saliency):
+    """All structures cost the same loss."""
+
+    name, unit = "same", "loss"
+
+    def score(self, graph: Graph, model: nn.Module | None, **options: Any) -> dict[str, torch.Tensor]:
+        return {group.name: torch.ones(group.size) for group in options["groups"]}
+
+
+def test_half_of_what_can_go_goes() -> None:
+    model, graph = llama()
+    tied, _ = select(graph, model, Selection(form="fx"))
+    sizes = {cut.name: (cut.size, len(cut.kept)) for cut in halves(graph, tied).cuts}
+    for one in tied:
+        group = one.groups[0]
+        if group.size > 1:
+            size, kept = sizes[group.name]
+            assert kept == -(-size // 2) or kept == size // 2
+
+
+@pytest.mark.parametrize("form", ["module", "fx"])
+def test_a_model_that_does_not_generate_runs_the_traced_call(form: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 3, 3)).eval()
+    graph = shearfx.trace(model, torch.randn(2, 3, 32, 32))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    time = measure_time(graph, model, form=form, rounds=3)
+    assert time.total > 0 and "the traced call" in time.what
+    assert any(time.rates.values())  # half of the channels: a quarter of the work
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_a_generation_is_timed_and_so_are_its_layers() -> None:
+    model, graph = llama()
+    layers = [layer.path for layer in find_layers(graph).layers]
+    done: list[tuple[int, int]] = []
+    time = measure_time(graph, model, layers=layers, rounds=1, tied=(), progress=lambda *at: done.append(at))
+    assert "new tokens" in time.what and time.total > 0
+    assert set(time.layers) == set(layers)
+    assert 0 < sum(time.layers.values()) < time.total
+    assert done[-1][0] == done[-1][1]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    other = time.of_total(2 * time.total)
+    assert sum(other.layers.values()) == pytest.approx(2 * sum(time.layers.values()))
+    assert RunningTime(**time.to_record()) == time
+
+
+def test_requests_that_make_no_sense_are_refused() -> None:
+    model, graph = llama()
+    with pytest.raises(PlanError, match="rounds=0"):
+        measure_time(graph, model, rounds=0)
+    time = measure_time(graph, model, run=clock(mlp=0.1), rounds=1, form="fx")
+    with pytest.raises(PlanError, match="of the milliseconds"):
+        shearfx.plan(graph, 0.95, "random", model, unit=time, form="fx")
+    with pytest.raises(PlanError, match="unit"):
+        shearfx.plan(graph, 0.2, "random", model, unit="seconds")  # type: ignore[arg-type]
+
+
+def test_amounts_are_told_in_their_unit() -> None:
+    time = RunningTime(12.0)
+    assert amount_text(34 * FEMTOSECONDS // 10, time) == "3.4 ms"
+    assert amount_text(10, "structures") == "10 structures"
+    model, graph = llama()
+    assert budget_of(graph, "params", ()).total == sum(p.numel() for p in model.parameters())
+
+
+# -- in a run ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("time")
+    return Runs(write_model(folder / "model", num_hidden_layers=3), write_text(folder / "text.txt"))
+
+
+def exact(graph: Graph, model: nn.Module) -> tuple[Callable[[nn.Module], float], str]:
+    return clock(mlp=1e-3, self_attn=1e-3), "a clock that counts"
+
+
+def test_a_run_saves_time(runs: Runs, tmp_path: Path) -> None:
+    teller, run = Telling(), clock(mlp=1e-3, self_attn=1e-3)
+    with patch("shearfx.timing.usual_run", exact):
+        sheared = runs(tmp_path / "run", teller=teller, unit="milliseconds", ratio=0.3, kinds=("ffn", "heads"))
+    time = sheared.record["time"]
+    assert run(sheared.model) == pytest.approx(0.7 * time["total"], rel=0.02)
+    assert sheared.record["prune"]["unit"] == "milliseconds"
+    assert sheared.plan.asked == pytest.approx(0.3, abs=1e-6)
+    assert any("a clock that counts" in note for note in teller.told)
+    # the time that was measured is the run's: a run that goes on does not measure again
+    with patch("shearfx.timing.usual_run", side_effect=AssertionError):
+        again = runs(tmp_path / "run", resume=True, unit="milliseconds", ratio=0.3, kinds=("ffn", "heads"))
+    assert again.plan.to_json() == sheared.plan.to_json()
+
+
+def test_milliseconds_can_be_stated(runs: Runs, tmp_path: Path) -> None:
+    run = clock(mlp=1e-3, self_attn=1e-3)
+    whole = run(tiny_llama(num_hidden_layers=3))
+    with patch("shearfx.timing.usual_run", exact):
+        sheared = runs(tmp_path / "run", milliseconds=0.75 * whole, prune_share=0.5)
+        assert run(sheared.model) == pytest.approx(0.75 * whole, rel=0.02)
+        with pytest.raises(PlanError, match="asked for, and the model takes"):
+            runs(tmp_path / "fast", milliseconds=2 * whole)
+        with pytest.raises(PlanError, match=r"ask for .* ms or more"):
+            runs(tmp_path / "slow", milliseconds=0.05 * whole)
+    with pytest.raises(PlanError, match="is about parameters"):
+        runs(tmp_path / "of", unit="milliseconds", of="without_embeddings")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["milliseconds", "flops"])
+def test_layers_count_in_the_unit(runs: Runs, tmp_path: Path, unit: str) -> None:
+    with patch("shearfx.timing.usual_run", exact):
+        sheared = runs(tmp_path / "run", unit=unit, ratio=0.4, layers=1, kinds=("ffn", "heads"))
+    assert len(sheared.record["layers"]["paths"]) == 1
+    if unit == "flops":
+        flops = sheared.record["speed"]["flops"]
+        assert flops["recovered"] == pytest.approx(0.6 * flops["dense"], rel=0.02)
