@@ -69,6 +69,10 @@ class ShearConfig:
     knowledge_windows: int = 8
     """Windows that deviations are measured on."""
 
+    calibrate: Literal["none", "kinds", "groups"] = "none"
+    """Scores are scaled to the losses that the analysis measures, by kind or by node group, so that what goes is what
+    was measured to cost the least; where structures go at once."""
+
     # -- Algorithm 4
     saliency: str = "fisher"
     """Proxy that ranks structures."""
@@ -226,6 +230,9 @@ class ShearConfig:
         if self.of != "all" and self.counts != "params":
             what = f"of: {self.of} is about parameters, and unit: {self.counts}"
             raise PlanError(message(what, where="configuration", todo="set of: all"))
+        if self.calibrate != "none" and self.prune_share > 0:
+            what = f"calibrate: {self.calibrate} is for structures that go at once"
+            raise PlanError(message(what, where="calibrate", todo="set prune_share: 0, or calibrate: none"))
         if self.layers != "auto" and self.layers < 0:
             raise bad_value("layers", self.layers, 'a number of layers, or "auto"')
         if isinstance(self.gamma, float) and not 0 <= self.gamma < 1:

@@ -2,6 +2,7 @@
 
 from shearfx.knowledge.analysis import estimate, knowledge_distribution
 from shearfx.knowledge.bench import Cost
+from shearfx.knowledge.calibrating import factors
 from shearfx.knowledge.distribution import KnowledgeDistribution, Row, Standing
 from shearfx.knowledge.possible import check_possible, prunable
 from shearfx.knowledge.trials import name_of
@@ -13,6 +14,7 @@ __all__ = [
     "Standing",
     "check_possible",
     "estimate",
+    "factors",
     "knowledge_distribution",
     "name_of",
     "prunable",

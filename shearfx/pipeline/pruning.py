@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from shearfx.attributes import settle
+from shearfx.errors import PlanError, message
 from shearfx.graph import Group
-from shearfx.knowledge import knowledge_distribution, prunable
+from shearfx.knowledge import KnowledgeDistribution, factors, knowledge_distribution, prunable
 from shearfx.low_rank import LowRank
 from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.choosing import Chooser, Redundant
@@ -54,12 +55,18 @@ class Pruning:
         study: the data.
         folder: of the run.
         spare: bytes that training takes beside the weights, so that as much may be taken here too.
+
+    Raises:
+        PlanError: scores are to be calibrated that are no losses.
     """
 
     def __init__(self, subject: Subject, study: Study, folder: RunDirectory, spare: Callable[[], int]) -> None:
         self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self._faded: Faded | None = None
+        if self.config.calibrate != "none" and self.ranking != "loss":
+            what = f"the scores of {self.config.saliency} are no losses that measured ones could be laid beside"
+            raise PlanError(message(what, where="calibrate", todo="set calibrate: none, or saliency: fisher"))
 
     def plan(self, steps: int) -> PruningPlan:
         """The plan, made or read.
@@ -119,11 +126,12 @@ class Pruning:
         config, subject = self.config, self.subject
         chooser, proxy, work = subject.chooser(tied), find(config.saliency), subject.held.work
         gone: Redundant = {}
+        scores = self.scores
         with Refitting(subject.graph, work, chooser.groups) as refitting:
             for cut in range(1, config.cuts + 1):
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
-                with self.teller.step(f"scoring structures by {config.saliency}{of}") as progress:
-                    scores = self.scores if cut == 1 else self._score(proxy, chooser.groups, progress)
+                if cut > 1:
+                    scores = self._calibrated(self._score(proxy, chooser.groups, of))
                 check_scores(scores, gone)
                 before = gone
                 gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
@@ -155,28 +163,46 @@ class Pruning:
 
     def _tied(self) -> list[Tied]:
         """What may be cut after knowledge analysis."""
+        if self.config.gamma is None:
+            return self.subject.tied
+        if not self.folder.done("knowledge"):
+            names = list(self._knowledge.unprunable())
+            self.subject.check_ratio(names)
+            self.folder.finish("knowledge", {"unprunable": names})
+            self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
+        return prunable(self.subject.tied, self.folder.records["knowledge"]["unprunable"])
+
+    @functools.cached_property
+    def _knowledge(self) -> KnowledgeDistribution:
+        """What each node group knows; what an earlier run measured is read from its file."""
         config, subject = self.config, self.subject
-        if config.gamma is None:
-            return subject.tied
-        if self.folder.done("knowledge"):
-            return prunable(subject.tied, self.folder.records["knowledge"]["unprunable"])
         with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
             found = knowledge_distribution(
                 subject.graph, subject.held.work, self.study.batches(config.knowledge_windows, config.seed + 1),
                 tied=subject.tied, saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma,
-                seed=config.seed, scores=self.scores, cache=self.folder.path / "knowledge.jsonl",
+                seed=config.seed, scores=self._raw, cache=self.folder.path / "knowledge.jsonl",
                 announce=lambda cost: self.teller.note(str(cost)), progress=progress,
             )  # fmt: skip
-        names = list(found.unprunable())
-        subject.check_ratio(names)
         self.folder.write(KNOWLEDGE, found.to_json())
-        self.folder.finish("knowledge", {"unprunable": names})
-        self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
-        return prunable(subject.tied, names)
+        return found
 
     @functools.cached_property
+    def _factors(self) -> dict[str, float]:
+        """What scores are multiplied with, by name of group; nothing where they are taken as they come."""
+        by = self.config.calibrate
+        return {} if by == "none" else factors(self._knowledge, self.subject.tied, self._raw, by)
+
+    def _calibrated(self, scores: Scores) -> dict[str, Tensor]:
+        return {name: score * self._factors.get(name, 1.0) for name, score in scores.items()}
+
+    @property
     def scores(self) -> dict[str, Tensor]:
-        """Of all that may be cut; knowledge analysis and a cut at once go by the same ones."""
+        """Of all that may be cut, in the first of several cuts."""
+        return self._calibrated(self._raw)
+
+    @functools.cached_property
+    def _raw(self) -> dict[str, Tensor]:
+        """As the saliency gives them; knowledge analysis and a cut at once go by the same ones."""
         groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
         return self._score(self._proxy, groups)
 
@@ -194,16 +220,15 @@ class Pruning:
         """What least squares looks at."""
         return self.study.batches(self.config.fitting_windows, self.config.seed + 3)
 
-    def _score(
-        self, proxy: Saliency, groups: Sequence[Group], progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, Tensor]:
+    def _score(self, proxy: Saliency, groups: Sequence[Group], of: str = "") -> dict[str, Tensor]:
         batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
         work, seed = self.subject.held.work, self.config.seed
         proxy.memory = self.spare() // 2
         proxy.fitting = self._fitting
-        return proxy.score(
-            self.subject.graph, work, groups=groups, data=batches, loss=call_loss, seed=seed, progress=progress
-        )  # fmt: skip
+        with self.teller.step(f"scoring structures by {proxy.name}{of}") as progress:
+            return proxy.score(
+                self.subject.graph, work, groups=groups, data=batches, loss=call_loss, seed=seed, progress=progress
+            )  # fmt: skip
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
         """With the attributes that the model's class needs for it."""
