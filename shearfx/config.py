@@ -99,6 +99,10 @@ class ShearConfig:
     """When adapters are merged into the weights: at the end, after each period of LHSPG, or never: then the cut model
     holds nothing but weights of the full one, compensated, and what was learnt, by LHSPG too, lies beside it as one
     PEFT adapter."""
+    merge_moments: Literal["keep", "reset"] = "keep"
+    """What each merge of ``merge: period`` does to the optimiser's moments of the adapters."""
+    merge_warmup: int = 0
+    """Steps over which the learning rate rises again after each such merge."""
     cuts: int = 3
     """Cuts in which the ratio is reached where structures go at once; each is scored on what the one before left."""
     compensation: Compensation = "least_squares"
@@ -222,6 +226,8 @@ class ShearConfig:
             least = 2 if name == "sequence_length" else 1
             if getattr(self, name) < least:
                 raise bad_value(name, getattr(self, name), f"a whole number of at least {least}")
+        if self.merge_warmup < 0:
+            raise bad_value("merge_warmup", self.merge_warmup, "a whole number of at least 0")
         for name in ("lr", "alpha", "checkpoint_seconds"):
             if not getattr(self, name) > 0:
                 raise bad_value(name, getattr(self, name), "a positive number")

@@ -45,7 +45,6 @@ class RunDirectory:
             what = f"the run's folder cannot be written: {error.strerror}"
             raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
         self.records: dict[str, Any] = self._read_records()
-        self._metrics = (path / METRICS).open("a", encoding="utf-8")
 
     def _check_same(self, first: str, config: ShearConfig, resume: bool) -> None:
         """Options that a run of an older version did not know yet are as they were without them: the default."""
@@ -85,8 +84,9 @@ class RunDirectory:
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the metrics."""
-        self._metrics.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-        self._metrics.flush()
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+        with (self.path / METRICS).open("a", encoding="utf-8") as metrics:
+            metrics.write(line + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""

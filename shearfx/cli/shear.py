@@ -138,7 +138,7 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
         console.print(f"peak memory ({where}): {shown}", markup=False, soft_wrap=True)
     gaps = closed(record)
     if gaps:
-        shown = ", ".join(f"{source} {share:.0%}" for source, share in gaps.items())
+        shown = ", ".join(f"{source} {share:.0%}" if share <= 1 else f"{source} all" for source, share in gaps.items())
         console.print(f"share of the gap in log-perplexity that recovery closed: {shown}", markup=False)
 
 

@@ -62,7 +62,8 @@ def prune_progressively(
             subject.graph, wrapped, target=subject.amount, unit=subject.unit, warmup=warmup, periods=config.periods,
             period_length=max(1, (steps - warmup) // config.periods), saliency=config.saliency,
             half_space_eps=config.half_space_eps, penalty=config.penalty, strength=config.strength,
-            carrier=config.carrier, merge="period" if config.merge == "period" else "never", lr=config.lr,
+            carrier=config.carrier, merge="period" if config.merge == "period" else "never",
+            merge_moments=config.merge_moments, merge_warmup=config.merge_warmup, lr=config.lr,
             weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
             data=scoring, compensate=fitting, seed=config.seed,
         )  # fmt: skip
