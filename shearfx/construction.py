@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -78,8 +79,13 @@ def analysis_of(model: nn.Module, plan: PruningPlan) -> Graph:
     return graph
 
 
-def example_call(model: nn.Module, plan: PruningPlan, open_size: int = 3) -> dict[str, Any]:
-    """Arguments like those of the traced call; numbers in them are zero, open dims have ``open_size`` indices.
+def example_call(model: nn.Module, plan: PruningPlan, open_sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Arguments like those of the traced call; numbers in them are zero, open dims have ``open_sizes``.
+
+    Args:
+        model: whose device they are on.
+        plan: holds the record of the call.
+        open_sizes: by symbol; by default 3, 4, ...
 
     Raises:
         TraceError: the plan's record of the call cannot be turned back into arguments.
@@ -95,7 +101,10 @@ def example_call(model: nn.Module, plan: PruningPlan, open_size: int = 3) -> dic
             what = f"the plan's record of argument {name!r} is damaged"
             raise TraceError(message(what, todo="pass graph=trace(...)"))
         symbols: dict[str, int] = {}
-        shape = [s if isinstance(s, int) else symbols.setdefault(s, open_size + len(symbols)) for s in value["shape"]]
+        shape = [
+            s if isinstance(s, int) else symbols.setdefault(s, (open_sizes or {}).get(s, 3 + len(symbols)))
+            for s in value["shape"]
+        ]
         make = torch.ones if not dtype.is_floating_point else torch.zeros
         arguments[name] = make(shape, dtype=dtype, device=device)
     return arguments

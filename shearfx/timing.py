@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from shearfx.attributes import settle
 from shearfx.budget import open_sizes, parameter_budget
 from shearfx.construction import construct, construct_graph, example_call
 from shearfx.dims import Atom
@@ -22,6 +23,7 @@ from shearfx.inference import device_of, dtype_name, evaluating
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.running_time import RunningTime
 from shearfx.selection import Selection, Tied, select
+from shearfx.settling import settle_most
 from shearfx.speed import generation_speed, lengths
 from shearfx.spending import unit_of
 
@@ -34,7 +36,7 @@ def measure_time(
     model: nn.Module,
     tied: Sequence[Tied] | None = None,
     *,
-    layers: Iterable[str] = (),
+    layers: Collection[str] = (),
     form: Literal["module", "fx"] = "module",
     run: Run | None = None,
     rounds: int = 5,
@@ -51,9 +53,10 @@ def measure_time(
         model: with its weights, on the device and in the dtype that matter. Left as it was.
         tied: what may be cut (see :func:`shearfx.selection.select`); by default what a plan cuts by default.
         layers: paths of layers; the time that passes inside of them is measured too.
-        form: ``"module"``, or ``"fx"`` where the original class cannot express the cuts.
+        form: ``"module"``, or ``"fx"`` where the original class cannot express the cuts; the full model runs as a
+            graph then, too.
         run: what is timed; by default the generation of 24 tokens after 128 of a prompt, for a model that does not
-            generate the traced call.
+            generate, as graphs do not, the traced call.
         rounds: turns, at least 1.
         progress: called with the timings done and in all.
 
@@ -61,42 +64,39 @@ def measure_time(
         Milliseconds; pass it as ``unit=`` of :func:`shearfx.plan` or :class:`shearfx.optim.LHSPG`.
 
     Raises:
-        PlanError: nothing can be cut, or the original class cannot hold half of what can.
+        PlanError: there are no rounds; layers are to be timed of a graph, which has none; or the original class holds
+            each cut, but not together, and nothing that it consists of is the cause.
     """
     if rounds < 1:
         raise PlanError(message(f"rounds={rounds} are no measurement", where="measure_time", todo="pass at least 1"))
+    if layers and form == "fx":
+        raise PlanError(
+            message("a graph has no layers to time", where="measure_time", todo='leave out layers, or form="fx"')
+        )
     if tied is None:
         tied = select(graph, model, Selection(form=form))[0]
     of_kind: dict[str, list[Tied]] = {}
     for one in tied:
         of_kind.setdefault(one.kind, []).append(one)
-    run, what = (run, "as given") if run is not None else usual_run(graph, model)
+    whole = model if form == "module" else construct_graph(model, of_cuts(graph, {}), graph)
+    run, what = (run, "as given") if run is not None else usual_run(graph, whole)
     watch = _Watch(model, layers)
     found: list[_Half] = []
     totals: list[float] = []
-    done, all_rounds = 0, rounds * max(1, len(of_kind))
+    done, timings = 0, rounds * (max(1, len(of_kind)) + bool(watch.inside))
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, timings)
+
     for some in of_kind.values() or ([],):
-        plan = halves(graph, some)
-        with contextlib.ExitStack() as stack:
-            small = _smaller(graph, model, plan, form) if some else model
-            stack.enter_context(evaluating(small))
-            stack.enter_context(evaluating(model))
-            run(small)  # the first run warms up
-            run(model)
-            saved = []
-            for _ in range(rounds):
-                with watch.watching():
-                    full = run(model)
-                totals.append(full)
-                saved.append(full - run(small))
-                done += 1
-                if progress is not None:
-                    progress(done, all_rounds)
-        left = {cut.name: len(cut.kept) for cut in plan.cuts}
-        sizes = {g.atom: left.get(g.name, g.size) for one in some for g in one.groups}
-        found.append(_Half(sizes, statistics.median(saved)))
+        half, full = _without_half(graph, model, whole, some, form, run, rounds, tell)
+        found.append(half)
+        totals += full
     total = statistics.median(totals)
-    inside = {path: share * total for path, share in watch.shares(sum(totals)).items()}
+    inside = watch.inside_of(total, run, rounds, tell) if watch.inside else {}
     on = f"{dtype_name(model)}, {device_of(model)}, {torch.get_num_threads()} threads"
     return RunningTime(total, _rates(graph, tied, found), inside, f"{what}, median of {len(totals)}, {on}")
 
@@ -111,7 +111,9 @@ def usual_run(graph: Graph, model: nn.Module) -> tuple[Run, str]:
             return 1e3 * (prompt / speed.prefill + (new - 1) / speed.decode)
 
         return generate, f"a prompt of {prompt} and {new} new tokens"
-    call = example_call(model, of_cuts(graph, {}), max(open_sizes(graph).values(), default=1))
+    call = example_call(model, of_cuts(graph, {}), open_sizes(graph))
+    if isinstance(model, fx.GraphModule):  # what is no tensor was traced in
+        call = {name: value for name, value in call.items() if isinstance(value, Tensor)}
 
     def forward(model: nn.Module) -> float:
         start = _now(model)
@@ -133,12 +135,6 @@ def halves(graph: Graph, tied: Sequence[Tied]) -> PruningPlan:
     return of_cuts(graph, kept)
 
 
-def _smaller(graph: Graph, model: nn.Module, plan: PruningPlan, form: str) -> nn.Module:
-    if form == "fx":
-        return construct_graph(model, plan, graph)
-    return construct(model, settle(model, graph, plan))
-
-
 @dataclass(frozen=True)
 class _Half:
     """What was found of a model without half of the structures of a kind."""
@@ -146,6 +142,43 @@ class _Half:
     sizes: dict[Atom, int]
     saved: float
     """Milliseconds."""
+
+
+def _without_half(
+    graph: Graph,
+    model: nn.Module,
+    whole: nn.Module,
+    tied: Sequence[Tied],
+    form: Literal["module", "fx"],
+    run: Run,
+    rounds: int,
+    tell: Callable[[], None],
+) -> tuple[_Half, list[float]]:
+    """What half of the structures of a kind take, and the milliseconds of the full model's turns."""
+    small, plan = _smaller(graph, model, tied, form) if tied else (whole, of_cuts(graph, {}))
+    with evaluating(small), evaluating(whole):
+        run(small)  # the first run warms up
+        run(whole)
+        full, saved = [], []
+        for _ in range(rounds):
+            full.append(run(whole))
+            saved.append(full[-1] - run(small))
+            tell()
+    left = {cut.name: len(cut.kept) for cut in plan.cuts}
+    sizes = {g.atom: left.get(g.name, g.size) for one in tied for g in one.groups}
+    return _Half(sizes, statistics.median(saved)), full
+
+
+def _smaller(
+    graph: Graph, model: nn.Module, tied: Sequence[Tied], form: Literal["module", "fx"]
+) -> tuple[nn.Module, PruningPlan]:
+    if form == "fx":
+        plan = halves(graph, tied)
+        return construct_graph(model, plan, graph), plan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="left whole")  # the rest of a kind speaks for it
+        plan = settle_most(model, graph, tied, functools.partial(halves, graph), {})
+    return construct(model, plan), plan
 
 
 def _rates(graph: Graph, tied: Sequence[Tied], found: Sequence[_Half]) -> dict[str, float]:
@@ -200,7 +233,7 @@ def _now(model: nn.Module) -> float:
 class _Watch:
     """Adds up the time that passes inside of layers."""
 
-    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
         self.model = model
         self.inside = dict.fromkeys(layers, 0.0)
         self._begun: dict[str, float] = {}
@@ -219,9 +252,17 @@ class _Watch:
             for hook in hooks:
                 hook.remove()
 
-    def shares(self, milliseconds: float) -> dict[str, float]:
-        """Of so much time in all, what passed in each layer."""
-        return {path: 1e3 * seconds / milliseconds for path, seconds in self.inside.items()}
+    def inside_of(self, total: float, run: Run, rounds: int, tell: Callable[[], None]) -> dict[str, float]:
+        """Of a run's milliseconds, what passes in each layer.
+
+        Measured in runs of their own, for the share: to look at the clock waits for the device, which costs time.
+        """
+        watched = 0.0
+        with evaluating(self.model), self.watching():
+            for _ in range(rounds):
+                watched += run(self.model)
+                tell()
+        return {path: 1e3 * seconds / watched * total for path, seconds in self.inside.items()}
 
     def _enter(self, path: str) -> Callable[..., None]:
         def enter(*_: Any) -> None:
