@@ -11,14 +11,15 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from shearfx.dims import Atom, Dim, Prod, Sum
+from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, Group, mentions, new_size
 from shearfx.rules.registry import Record
-from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime
+from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime, unit_name
 
 aten = torch.ops.aten
 
@@ -91,12 +92,21 @@ def degree(dim: Dim, atoms: set[Atom]) -> int:
 
 
 def budget_of(graph: Graph, unit: Currency | RunningTime, groups: Iterable[Group]) -> Budget:
-    """The budget that counts a unit; of structures, those of ``groups``."""
+    """The budget that counts a unit; of structures, those of ``groups``.
+
+    Raises:
+        PlanError: there is no such unit.
+    """
     if isinstance(unit, RunningTime):
         return time_budget(graph, unit)
     if unit == "structures":
         return structure_budget(groups)
-    return parameter_budget(graph) if unit == "params" else operation_budget(graph)
+    if unit == "params":
+        return parameter_budget(graph)
+    if unit == "flops":
+        return operation_budget(graph)
+    todo = f"choose one of {get_args(Currency)}, or pass what shearfx.measure_time found"
+    raise PlanError(message(f"there is no unit {unit_name(unit)!r}", where="unit=", todo=todo))
 
 
 # -- parameters ----------------------------------------------------------------------------------------

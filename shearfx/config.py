@@ -6,6 +6,7 @@ The defaults are what won by measurement; :meth:`ShearConfig.paper` is the metho
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,8 +232,11 @@ class ShearConfig:
         for name in ("lr", "alpha", "checkpoint_seconds"):
             if not getattr(self, name) > 0:
                 raise bad_value(name, getattr(self, name), "a positive number")
-        if self.milliseconds is not None and not self.milliseconds > 0:
+        if self.milliseconds is not None and not 0 < self.milliseconds < math.inf:
             raise bad_value("milliseconds", self.milliseconds, "a positive number, or null")
+        if self.milliseconds is not None and self.unit == "flops":
+            what = f"milliseconds: {self.milliseconds:g} is a budget of time, and unit: flops"
+            raise PlanError(message(what, where="configuration", todo="set unit: milliseconds, or milliseconds: null"))
         if self.of != "all" and self.counts != "params":
             what = f"of: {self.of} is about parameters, and unit: {self.counts}"
             raise PlanError(message(what, where="configuration", todo="set of: all"))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from shearfx.errors import PlanError, message
+
 Currency = Literal["params", "flops", "structures"]
 """What a budget counts, where it is not a :class:`RunningTime`."""
 
@@ -44,8 +46,15 @@ class RunningTime:
         )
 
 
-def unit_name(unit: Currency | RunningTime) -> str:
-    """What a budget counts, as plans record it."""
+def unit_name(unit: str | RunningTime) -> str:
+    """What a budget counts, as plans record it.
+
+    Raises:
+        PlanError: ``"milliseconds"`` in place of a measurement.
+    """
+    if unit == "milliseconds":
+        todo = "pass unit=shearfx.measure_time(graph, model)"
+        raise PlanError(message("time has to be measured before it can be spent", where="unit=", todo=todo))
     return "milliseconds" if isinstance(unit, RunningTime) else unit
 
 
