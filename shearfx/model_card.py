@@ -39,7 +39,7 @@ def model_card(plan: PruningPlan, *, plain: bool, reason: str = "", adapters: bo
 
 
 def _cuts(plan: PruningPlan) -> list[str]:
-    lines = [f"shearfx removed {plan.achieved:.1%} of the parameters of a `{plan.model}`. What was cut:", ""]
+    lines = [f"shearfx removed {plan.achieved_params:.1%} of the parameters of a `{plan.model}`. What was cut:", ""]
     lines += ["| kind | groups | structures before | after | certificate |", "|---|---|---|---|---|"]
     for kind, certificate in sorted({(cut.kind, cut.certificate) for cut in plan.cuts}):
         cuts = [cut for cut in plan.cuts if (cut.kind, cut.certificate) == (kind, certificate)]

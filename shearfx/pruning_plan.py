@@ -77,6 +77,11 @@ class PruningPlan(Displayed):
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def achieved_params(self) -> float:
+        """The share of the parameters that goes, whatever unit ``achieved`` is a share of."""
+        return float(self.options.get("achieved_params", self.achieved))
+
     # -- what stays ----------------------------------------------------------------------------------
 
     @functools.cached_property

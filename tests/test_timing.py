@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import shearfx
-from shearfx.budget import budget_of, time_budget
+from shearfx.budget import budget_of, open_sizes, time_budget
+from shearfx.config import ShearConfig
+from shearfx.construction import construct_graph
 from shearfx.depth import find_layers
 from shearfx.errors import PlanError
 from shearfx.graph import Graph
+from shearfx.pruning_plan import of_cuts
 from shearfx.running_time import FEMTOSECONDS, RunningTime, amount_text
 from shearfx.selection import Selection, select
-from shearfx.timing import explained, halves, measure_time
+from shearfx.timing import explained, halves, measure_time, usual_run
 from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 2]])
@@ -148,6 +151,42 @@ def test_a_model_that_does_not_generate_runs_the_traced_call(form: Any) -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+def test_graphs_are_timed_by_the_traced_call_as_it_was() -> None:
+    """A graph of a model that generates does not; both sides are graphs, and the call is as large as the traced one."""
+    model, graph = llama()
+    time = measure_time(graph, model, form="fx", rounds=1)
+    assert "the traced call" in time.what and time.total > 0
+    seen: list[Any] = []
+    with patch.object(torch.fx.GraphModule, "__call__", lambda self, **call: seen.append(call)):
+        whole = construct_graph(model, of_cuts(graph, {}), graph)
+        usual_run(graph, whole)[0](whole)
+    sizes = open_sizes(graph)
+    assert [value.shape[-1] for value in seen[0].values()] == [IDS.shape[-1]]
+    assert sorted(seen[0]["input_ids"].shape) == sorted(sizes.values())  # a batch of one is traced as two
+
+
+def test_looking_at_layers_is_not_counted() -> None:
+    """Whoever looks at the clock within a layer waits for the device: totals and savings are of runs without that."""
+    model, graph = llama()
+    layers = [layer.path for layer in find_layers(graph).layers]
+
+    def run(model: nn.Module) -> float:
+        return clock(mlp=0.1)(model) + 100 * sum(len(module._forward_hooks) for module in model.modules())
+
+    done: list[tuple[int, int]] = []
+    alone = measure_time(graph, model, run=run, rounds=1, form="fx")
+    tied = select(graph, model, Selection(form="fx"))[0]
+    with patch("shearfx.timing._smaller", lambda graph, model, tied, form: (model, of_cuts(graph, {}))):
+        watched = measure_time(
+            graph, model, tied, layers=layers, run=run, rounds=1, progress=lambda *at: done.append(at)
+        )
+    assert watched.total == alone.total
+    assert not watched.rates  # both were the same model, hence nothing was saved
+    assert done[-1][0] == done[-1][1]
+    with pytest.raises(PlanError, match="no layers to time"):
+        measure_time(graph, model, layers=layers, form="fx")
+
+
 def test_a_generation_is_timed_and_so_are_its_layers() -> None:
     model, graph = llama()
     layers = [layer.path for layer in find_layers(graph).layers]
@@ -172,6 +211,14 @@ def test_requests_that_make_no_sense_are_refused() -> None:
         shearfx.plan(graph, 0.95, "random", model, unit=time, form="fx")
     with pytest.raises(PlanError, match="unit"):
         shearfx.plan(graph, 0.2, "random", model, unit="seconds")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="measured before"):  # and not taken for operations
+        shearfx.plan(graph, 0.2, "random", model, unit="milliseconds", form="fx")  # type: ignore[arg-type]
+    for unit in ("milliseconds", "seconds"):
+        with pytest.raises(PlanError, match="unit"):
+            budget_of(graph, unit, ())  # type: ignore[arg-type]
+    for values in ({"milliseconds": 40.0, "unit": "flops"}, {"milliseconds": float("inf")}, {"milliseconds": 0.0}):
+        with pytest.raises(PlanError, match="milliseconds"):
+            ShearConfig(**values).check()
 
 
 def test_amounts_are_told_in_their_unit() -> None:
@@ -203,6 +250,10 @@ def test_a_run_saves_time(runs: Runs, tmp_path: Path) -> None:
     assert run(sheared.model) == pytest.approx(0.7 * time["total"], rel=0.02)
     assert sheared.record["prune"]["unit"] == "milliseconds"
     assert sheared.plan.asked == pytest.approx(0.3, abs=1e-6)
+    assert sheared.record["prune"]["achieved"] == sheared.plan.achieved == pytest.approx(0.3, abs=0.02)
+    left = sum(p.numel() for p in sheared.model.parameters())
+    whole = sum(p.numel() for p in tiny_llama(num_hidden_layers=3).parameters())
+    assert sheared.plan.achieved_params == pytest.approx(1 - left / whole)
     assert any("a clock that counts" in note for note in teller.told)
     # the time that was measured is the run's: a run that goes on does not measure again
     with patch("shearfx.timing.usual_run", side_effect=AssertionError):

@@ -109,7 +109,7 @@ class Cutting:
     def _roomy(self, plan: PruningPlan) -> bool:
         """Whether both models may lie in memory at once: a caller's stays anyway, and training takes as much."""
         held = self.subject.held
-        return not held.own or (1 - plan.achieved) * self.subject.work_bytes <= self.spare
+        return not held.own or (1 - plan.achieved_params) * self.subject.work_bytes <= self.spare
 
     def _made(self, plan: PruningPlan, faded: Faded | None, fits: Mapping[str, Tensor], both: bool) -> nn.Module:
         """The cut model, in the dtype that the full one was given in."""

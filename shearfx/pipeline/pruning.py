@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithms 3 and 4.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -93,7 +94,7 @@ class Pruning:
         )
         shown = ", ".join(f"{gone:,} of {size:,} {kind}" for kind, (gone, size) in cuts.items())
         whole, here = self.subject.full.count.total, self.subject.count.total
-        self.teller.note(f"cut: {shown}: {1 - (1 - plan.achieved) * here / whole:.2%} of the parameters")
+        self.teller.note(f"cut: {shown}: {1 - (1 - plan.achieved_params) * here / whole:.2%} of the parameters")
         return plan
 
     def faded(self, steps: int) -> Faded | None:
@@ -246,7 +247,11 @@ class Pruning:
             kept[name] = [i for i in range(sizes[name]) if i not in out]
         options = {"saliency": config.saliency, "ratio": self.subject.ratio, "unit": config.counts, "of": config.of,
                    "recipe": config.recipe}  # fmt: skip
-        return of_cuts(graph, kept, asked=self.subject.amount / max(self.subject.total, 1), options=options)
+        plan = of_cuts(graph, kept, asked=self.subject.amount / max(self.subject.total, 1), options=options)
+        if config.counts == "params":
+            return plan
+        options["achieved_params"] = plan.achieved
+        return dataclasses.replace(plan, achieved=self.subject.share_saved(kept))
 
     def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
         """LHSPG; what adapters learnt is kept for the cut."""
