@@ -237,6 +237,9 @@ class ShearConfig:
         if self.milliseconds is not None and self.unit == "flops":
             what = f"milliseconds: {self.milliseconds:g} is a budget of time, and unit: flops"
             raise PlanError(message(what, where="configuration", todo="set unit: milliseconds, or milliseconds: null"))
+        if self.milliseconds is not None and self.ratio != type(self).ratio:
+            what = f"milliseconds: {self.milliseconds:g} says how much goes, and so does ratio: {self.ratio:g}"
+            raise PlanError(message(what, where="configuration", todo="leave one of them out"))
         if self.of != "all" and self.counts != "params":
             what = f"of: {self.of} is about parameters, and unit: {self.counts}"
             raise PlanError(message(what, where="configuration", todo="set of: all"))

@@ -216,7 +216,8 @@ def test_requests_that_make_no_sense_are_refused() -> None:
     for unit in ("milliseconds", "seconds"):
         with pytest.raises(PlanError, match="unit"):
             budget_of(graph, unit, ())  # type: ignore[arg-type]
-    for values in ({"milliseconds": 40.0, "unit": "flops"}, {"milliseconds": float("inf")}, {"milliseconds": 0.0}):
+    both: tuple[dict[str, Any], ...] = ({"milliseconds": 40.0, "unit": "flops"}, {"milliseconds": 40.0, "ratio": 0.3})
+    for values in (*both, {"milliseconds": float("inf")}, {"milliseconds": 0.0}):
         with pytest.raises(PlanError, match="milliseconds"):
             ShearConfig(**values).check()
 

@@ -27,7 +27,9 @@ Many = list[str] | None
 def shear(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.", show_default=False)],
-    ratio: Annotated[float | None, typer.Option(help="Share of the parameters to remove; 0.2 by default.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the parameters (or of unit, see --set) to remove; 0.2 by default.")
+    ] = None,
     pretrain: Annotated[
         Many, typer.Option(help="Text to train and judge by: file, folder or hub name; repeatable.")
     ] = None,
