@@ -40,7 +40,9 @@ from shearfx.run_directory import RunDirectory
 from shearfx.training import losses_of
 
 ROWS = record.RESULTS / "fading_rows.json"
-PLAIN: dict[str, Any] = {"compensation": False, "distill": 0.0, "saliency": "fisher", "cuts": 1}
+PLAIN: dict[str, Any] = {
+    "compensation": False, "distill": 0.0, "saliency": "fisher", "cuts": 1, "scoring_labels": "text",
+}  # fmt: skip
 FEW = ", fitted on 32 windows"
 """What rows were measured with before least squares got more windows than gradients."""
 BOTH = PLAIN | {"compensation": True, "distill": 0.5}
@@ -57,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "at once, compensated, distilled": BOTH,
     "at once, compensated_fisher": BOTH | {"saliency": "compensated_fisher"},
     "in 3 cuts": BOTH | {"cuts": 3},
+    "in 3 cuts, drawn labels": BOTH | {"cuts": 3, "scoring_labels": "model"},
     "in 6 cuts": BOTH | {"cuts": 6},
     "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
     "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},

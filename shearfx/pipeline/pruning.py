@@ -26,6 +26,7 @@ from shearfx.optim.choosing import Chooser, Redundant
 from shearfx.optim.options import check_scores
 from shearfx.pipeline.account import account_of
 from shearfx.pipeline.progressive import prune_progressively
+from shearfx.pipeline.scoring_data import ScoringData, call_loss
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.pruning_plan import PruningPlan, of_cuts
@@ -34,7 +35,6 @@ from shearfx.run_directory import ACCOUNT, KNOWLEDGE, PLAN, RunDirectory
 from shearfx.saliency import Saliency, Scores, find
 from shearfx.selection import Tied
 from shearfx.spending import Ranking
-from shearfx.training.losses import causal_loss
 from shearfx.training.state_files import read_state, write_state
 
 
@@ -132,7 +132,7 @@ class Pruning:
             for cut in range(1, config.cuts + 1):
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
                 if cut > 1:
-                    scores = self._calibrated(self._score(proxy, chooser.groups, of))
+                    scores = self._calibrated(self._score(proxy, chooser.groups, cut, of))
                 check_scores(scores, gone)
                 before = gone
                 gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
@@ -221,15 +221,20 @@ class Pruning:
         """What least squares looks at."""
         return self.study.batches(self.config.fitting_windows, self.config.seed + 3)
 
-    def _score(self, proxy: Saliency, groups: Sequence[Group], of: str = "") -> dict[str, Tensor]:
-        batches = self.study.batches(self.config.scoring_windows, self.config.seed + 2)
+    def _score(self, proxy: Saliency, groups: Sequence[Group], cut: int = 1, of: str = "") -> dict[str, Tensor]:
         work, seed = self.subject.held.work, self.config.seed
         proxy.memory = self.spare() // 2
         proxy.fitting = self._fitting
         with self.teller.step(f"scoring structures by {proxy.name}{of}") as progress:
             return proxy.score(
-                self.subject.graph, work, groups=groups, data=batches, loss=call_loss, seed=seed, progress=progress
+                self.subject.graph, work, groups=groups, data=self._scoring.of_cut(cut), loss=call_loss, seed=seed,
+                progress=progress,
             )  # fmt: skip
+
+    @functools.cached_property
+    def _scoring(self) -> ScoringData:
+        """Worked out while the model is whole."""
+        return ScoringData(self.study, self.subject.held.work, self._proxy)
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
         """With the attributes that the model's class needs for it."""
@@ -267,8 +272,3 @@ class Pruning:
 
 def _call(model: nn.Module, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)
-
-
-def call_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Of token ids ``[batch, tokens]``: as in training, which copies no logits to float32."""
-    return causal_loss(model, {"input_ids": ids, "labels": ids}, None, 0.0)

@@ -14,7 +14,8 @@ from shearfx.depth import Damages, Layer, find_layers, least_damage, write_short
 from shearfx.errors import PlanError, message
 from shearfx.gating import Gates
 from shearfx.models import LoadedModel
-from shearfx.pipeline.pruning import Pruning, call_loss
+from shearfx.pipeline.pruning import Pruning
+from shearfx.pipeline.scoring_data import call_loss
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory

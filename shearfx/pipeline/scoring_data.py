@@ -1,0 +1,77 @@
+"""What saliencies look at in a run: windows of text, and the next tokens that Fisher information is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearfx.gradients import IGNORED
+from shearfx.pipeline.study import Study
+from shearfx.saliency import Saliency
+from shearfx.saliency.fisher import Fisher
+from shearfx.training.losses import ROWS, causal_loss
+
+LABELS = 4
+"""Beside the run's seed, that of drawn labels."""
+
+
+class ScoringData:
+    """The windows of each cut: others each time, so that no cut is chosen by what the one before was chosen by.
+
+    Args:
+        study: the data of the run.
+        model: what is cut, still whole: its word on the next tokens is drawn before anything goes.
+        proxy: the saliency. Fisher information gets drawn labels, where the configuration says so; all others see text.
+    """
+
+    def __init__(self, study: Study, model: nn.Module, proxy: Saliency) -> None:
+        self.config = study.config
+        windows = torch.cat(study.batches(self.config.scoring_windows * self.config.cuts, self.config.seed + 2))
+        self._ids = windows.split(self.config.scoring_windows)
+        self._labels: list[Tensor] | None = None
+        if isinstance(proxy, Fisher) and self.config.scoring_labels == "model":
+            generator = torch.Generator(windows.device).manual_seed(self.config.seed + LABELS)
+            batches = windows.split(self.config.batch_size)
+            labels = torch.cat([drawn_labels(model, ids, generator) for ids in batches])
+            self._labels = list(labels.split(self.config.scoring_windows))
+
+    def of_cut(self, cut: int) -> list[Any]:
+        """The batches of a cut, from 1: token ids ``[batch, tokens]``, or these with labels."""
+        ids = self._ids[cut - 1].split(self.config.batch_size)
+        if self._labels is None:
+            return list(ids)
+        labels = self._labels[cut - 1].split(self.config.batch_size)
+        return [{"input_ids": i, "labels": of} for i, of in zip(ids, labels, strict=True)]
+
+
+def drawn_labels(model: nn.Module, ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Next tokens as the model itself would have them, one drawn for each position: with them, the squared gradient of
+    the loss is an unbiased estimate of Fisher information, which measures how far the model moves from itself; with
+    the text's, tokens that surprise the model drown the rest.
+
+    Args:
+        model: a causal language model.
+        ids: ``[batch, tokens]``.
+        generator: on the device of ``ids``.
+
+    Returns:
+        int64 ``[batch, tokens]``, not shifted: at ``t`` what was drawn after ``t - 1``; nothing at 0.
+
+    Source: Kunstner et al. 2019 (arXiv 1905.12558), on the empirical Fisher information and the true one.
+    """
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    rows = [
+        torch.multinomial(part.float().softmax(-1), 1, generator=generator).flatten() for part in logits.split(ROWS)
+    ]
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, 1:] = torch.cat(rows).view(len(ids), -1)
+    return labels
+
+
+def call_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Of token ids ``[batch, tokens]``, or these with labels: as in training, which copies no logits to float32."""
+    given = {"input_ids": batch, "labels": batch} if isinstance(batch, Tensor) else batch
+    return causal_loss(model, given, None, 0.0)
