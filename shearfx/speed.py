@@ -31,6 +31,12 @@ class Speed:
     device: str
     threads: int  # of torch on the CPU
 
+    @property
+    def milliseconds(self) -> float:
+        """Of a generation, the prompt's tokens and the new ones."""
+        seconds = self.prompt_tokens / self.prefill + (self.new_tokens - 1) / self.decode
+        return 1e3 * self.batch_size * seconds
+
     def __str__(self) -> str:
         lengths = f"{self.batch_size} x {self.prompt_tokens} + {self.new_tokens} tokens, median of {self.repeats}"
         where = f"{self.dtype}, {self.device}, {self.threads} threads"

@@ -107,8 +107,7 @@ def usual_run(graph: Graph, model: nn.Module) -> tuple[Run, str]:
         prompt, new = lengths([model])
 
         def generate(model: nn.Module) -> float:
-            speed = generation_speed(model, prompt_tokens=prompt, new_tokens=new, repeats=1, warm_up=False)
-            return 1e3 * (prompt / speed.prefill + (new - 1) / speed.decode)
+            return generation_speed(model, prompt_tokens=prompt, new_tokens=new, repeats=1, warm_up=False).milliseconds
 
         return generate, f"a prompt of {prompt} and {new} new tokens"
     call = example_call(model, of_cuts(graph, {}), open_sizes(graph))

@@ -25,6 +25,7 @@ from shearfx.graph import Graph
 from shearfx.pruning_plan import of_cuts
 from shearfx.running_time import FEMTOSECONDS, RunningTime, amount_text
 from shearfx.selection import Selection, select
+from shearfx.speed import Speed
 from shearfx.timing import explained, halves, measure_time, usual_run
 from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
 
@@ -220,6 +221,12 @@ def test_requests_that_make_no_sense_are_refused() -> None:
     for values in (*both, {"milliseconds": float("inf")}, {"milliseconds": 0.0}):
         with pytest.raises(PlanError, match="milliseconds"):
             ShearConfig(**values).check()
+
+
+def test_a_generation_takes_its_prompt_and_its_new_tokens() -> None:
+    # two sequences: 100 prompt tokens in half a second, 20 new ones after the first in two
+    speed = Speed(200.0, 10.0, prompt_tokens=50, new_tokens=11, batch_size=2, repeats=1, dtype="", device="", threads=1)
+    assert speed.milliseconds == pytest.approx(2500)
 
 
 def test_amounts_are_told_in_their_unit() -> None:

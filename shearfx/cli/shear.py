@@ -146,10 +146,13 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
 
 def _saved(speed: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Operations and speeds before and after, as text."""
-    units = {"flops": "", "prefill": " tokens/s", "decode": " tokens/s"}
+    units = {"flops": "", "prefill": " tokens/s", "decode": " tokens/s", "milliseconds": " ms"}
     found = {what: speed[what] for what in units if what in speed}
     return {
-        what: (f"{both['dense']:.3g}{units[what]}", f"{both['recovered']:.3g}{units[what]}")
+        what.replace("milliseconds", "generation"): (
+            f"{both['dense']:.3g}{units[what]}",
+            f"{both['recovered']:.3g}{units[what]}",
+        )
         for what, both in found.items()
     }
 

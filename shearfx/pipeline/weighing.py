@@ -28,9 +28,12 @@ def operations(full: Graph, graph: Graph, plan: PruningPlan) -> dict[str, Any]:
 
 
 def medians(before: Sequence[Speed], after: Sequence[Speed]) -> dict[str, Any]:
-    """Prefill and decode in tokens per second, and how they were timed. Recovery changes no shape, hence no speed."""
+    """Prefill and decode in tokens per second, a generation in milliseconds, and how they were timed.
+
+    Recovery changes no shape, hence no speed.
+    """
     found: dict[str, Any] = {}
-    for what in ("prefill", "decode"):
+    for what in ("prefill", "decode", "milliseconds"):
         both = zip(("dense", "recovered"), (before, after), strict=True)
         found[what] = {name: statistics.median(getattr(s, what) for s in speeds) for name, speeds in both}
     found["timed"] = str(before[0]).partition("(")[2].rstrip(")")

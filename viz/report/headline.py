@@ -103,6 +103,7 @@ def _values(run: Run) -> Values:
         size = number(memory.get(name))
         put("weights, MB", stage, None if size is None else size / 1e6)
         put("FLOPs of the traced call", stage, mapping(run.record("speed", "flops")).get(name))
+        put("generation, ms", stage, mapping(run.record("speed", "milliseconds")).get(name))
         for what in ("prefill", "decode"):
             put(f"{what}, tokens/s", stage, speed := number(mapping(run.record("speed", what)).get(name)))
             if what == "decode" and speed:
