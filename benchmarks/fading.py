@@ -60,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "at once, compensated_fisher": BOTH | {"saliency": "compensated_fisher"},
     "in 3 cuts": BOTH | {"cuts": 3},
     "in 3 cuts, drawn labels": BOTH | {"cuts": 3, "scoring_labels": "model"},
+    "in 3 cuts, drawn labels, not distilled": BOTH | {"cuts": 3, "scoring_labels": "model", "distill": 0.0},
     "in 6 cuts": BOTH | {"cuts": 6},
     "in 3 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 3},
     "in 5 cuts, compensated_fisher": BOTH | {"saliency": "compensated_fisher", "cuts": 5},
