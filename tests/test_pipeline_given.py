@@ -129,7 +129,7 @@ def test_mistakes_of_a_run_are_named_before_it_begins(runs: Runs, tmp_path: Path
     refused(TrainingError, r"windows of 128 tokens, and the model has 64 positions", sequence_length=128, tokens=1024)
     refused(ShearError, r"no device 'gpu0'", device="gpu0")
     refused(PlanError, r"tokens: 63 are less than one step takes, 64 \(2 x 1 x 32", tokens=63)
-    refused(PlanError, r"at most [\d,]+ can go(.|\n)*ask for at most 0\.\d+", ratio=0.9)
+    refused(PlanError, r"at most [\d,]+ parameters can go(.|\n)*ask for at most 0\.\d+", ratio=0.9)
     refused(PlanError, r"node groups left whole", gamma=0.6, ratio=0.3)
     dead = tiny_llama()
     for layer in dead.model.layers:
