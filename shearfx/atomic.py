@@ -12,10 +12,13 @@ from pathlib import Path
 
 from shearfx.errors import CheckpointError, message
 
-__all__ = ["PLAN_FILE", "check_free", "new_folder", "replace_folder", "write_text"]
+__all__ = ["PLAN_FILE", "check_free", "new_folder", "put_back", "replace_folder", "write_text"]
 
 PLAN_FILE = "shearfx_plan.json"
 """What marks a folder as one that shearfx wrote."""
+
+ASIDE = ".older"
+"""How the name of a folder ends that is about to be replaced."""
 
 
 @contextlib.contextmanager
@@ -57,6 +60,17 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def put_back(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is there; one that was moved aside by a process that was killed before the new one had its place
+    is put back first."""
+    target = Path(os.path.abspath(Path(path).expanduser()))
+    if not target.is_dir():
+        aside = sorted(target.parent.glob(f".{target.name}.*{ASIDE}"), key=lambda folder: folder.stat().st_mtime)
+        if aside:
+            aside[-1].rename(target)
+    return target.is_dir()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8 without translating line ends, the same on every system."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -90,7 +104,7 @@ def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 def _put(temporary: Path, target: Path) -> None:
     """Rename, an older folder first out of the way and, should that fail, back."""
-    older = temporary.with_name(f"{temporary.name}.older")
+    older = temporary.with_name(f"{temporary.name}{ASIDE}")
     replacing = target.is_dir() and any(target.iterdir())
     if replacing:
         target.rename(older)

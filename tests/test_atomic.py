@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shearfx.atomic import PLAN_FILE, new_folder, write_text
+from shearfx.atomic import PLAN_FILE, new_folder, put_back, replace_folder, write_text
 from shearfx.errors import CheckpointError, ShearError
 
 
@@ -104,3 +104,27 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
         write_text(folder / PLAN_FILE, "new")
     assert (target / PLAN_FILE).read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "state"
+    assert not put_back(place)
+    with replace_folder(place) as folder:
+        write_text(folder / "a.txt", "first")
+    rename, renames = Path.rename, []
+
+    def killed(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == 2:
+            raise SystemExit  # nothing that is caught on the way: as if it had been killed
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(SystemExit), replace_folder(place) as folder:
+        write_text(folder / "a.txt", "second")
+    monkeypatch.undo()
+    assert not place.exists()
+    assert put_back(place)
+    assert (place / "a.txt").read_text() == "first"
+    assert put_back(place)
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from shearfx.atomic import put_back
 from shearfx.errors import TrainingError, message
 from shearfx.training.state_files import read_state, write_state
 
@@ -118,7 +119,7 @@ class Loop:
         return TrainingError(message(what + kept, where=where, todo="lower the learning rate, or check the data"))
 
     def _kept(self) -> bool:
-        return self.checkpoint is not None and (self.checkpoint / "state.json").is_file()
+        return self.checkpoint is not None and put_back(self.checkpoint) and (self.checkpoint / "state.json").is_file()
 
     def save(self) -> None:
         """Write a checkpoint."""
