@@ -127,7 +127,7 @@ def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
     ("asked", "match"),
     [
         ({"layers": 4, "ratio": 0.5}, "4 layers are to go, and at most 3 can"),
-        ({"layers": 3, "ratio": 0.3}, "hold .* parameters, and .* are to go"),
+        ({"layers": 3, "ratio": 0.3}, "make .* parameters, and .* are to go"),
         ({"layers": 1, "ratio": 0.5, "exclude": ("model.layers.*",)}, "at most 0 can"),
         ({"layers": -1}, "number of layers"),
         ({"layers": "many"}, "layers"),
