@@ -113,7 +113,7 @@ class Bench:
         layers, dense = of.pop("layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed, "ratio": ratio}
         config = ShearConfig.of_mapping(common | self.sources | of)
-        start, device = time.monotonic(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
+        start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
         reset_peak(device)
         if layers or dense:
             small, achieved = self._trained(config, layers, ratio)
@@ -123,7 +123,7 @@ class Bench:
             run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
             sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
             small, achieved = sheared.model, sheared.plan.achieved
-        spent, most = (time.monotonic() - start) / 60, peak(device)
+        spent, most = (time.process_time() - start) / 60, peak(device)
         found = self.judged(small, f"{method} {ratio} {seed}") | self._speed(small)
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
                         "minutes": spent, "peak": most, "torch": torch.__version__}  # fmt: skip
@@ -197,7 +197,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         f"method, at 4 windows of {settings['common']['sequence_length']} a step. Perplexity: {dense['conditions']}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
-        "turns. `minutes` and `peak` of the whole run on a machine that may do other things.\n\n"
+        "turns. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle core).\n\n"
     )
     text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
     text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
