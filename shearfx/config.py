@@ -6,7 +6,6 @@ The defaults are what won by measurement; :meth:`ShearConfig.paper` is the metho
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from shearfx.config_values import Compensation, Gamma, LayerCount, bad_value, field_value
+from shearfx.config_checks import BUDGETS, check
+from shearfx.config_values import Compensation, Gamma, LayerCount, field_value
 from shearfx.errors import PlanError, message
 
 
@@ -65,6 +65,9 @@ class ShearConfig:
     # -- Algorithm 3
     gamma: Gamma = None
     """Share of the node groups that becomes unprunable; "auto" reads it off the deviations; None skips the analysis."""
+    knowledge: str | None = None
+    """File that `shearfx knowledge` wrote of the same model: what it measured is taken, with its gamma unless one is
+    given."""
     knowledge_ratios: tuple[float, ...] = (0.5,)
     """Ratios at which every node group is pruned alone."""
     knowledge_windows: int = 8
@@ -126,6 +129,8 @@ class ShearConfig:
     # -- training
     tokens: int | None = 400_000
     """Tokens to train on, all stages together."""
+    steps: int | None = None
+    """Optimiser steps instead."""
     minutes: float | None = None
     """Wall clock of the whole run instead."""
     rank: int = 16
@@ -181,7 +186,7 @@ class ShearConfig:
                 raise PlanError(message(f"a run has no option {name!r}", where="configuration", todo=todo))
         recipe = values.get("recipe", "default")
         base: dict[str, Any] = dict(PAPER) if recipe == "paper" else {}
-        if values.get("minutes") is not None and values.get("tokens") is None:
+        if values.get("tokens") is None and any(values.get(name) is not None for name in BUDGETS):
             base["tokens"] = None
         made = {name: field_value(known[name].type, value, name) for name, value in values.items()}
         config = cls(**(base | made))
@@ -215,68 +220,8 @@ class ShearConfig:
         return self.unit if self.milliseconds is None else "milliseconds"
 
     def check(self) -> None:
-        """Raise PlanError unless the values make sense together."""
-        ranges: dict[str, tuple[float, float]] = {
-            "ratio": (0, 1), "floor": (0, 1), "prune_share": (0, 1), "warmup": (0, 1), "balance": (0, 1),
-            "distill": (0, 1), "dropout": (0, 1),
-        }  # fmt: skip
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            inside = least < value < most if name == "ratio" else least <= value <= most
-            if not inside or (name in ("floor", "warmup", "dropout") and value == 1):
-                raise bad_value(name, value, "a share between 0 and 1")
-        for name in ("sequence_length", "validation", "scoring_windows", "fitting_windows", "periods", "rounds", "rank",
-                     "batch_size", "accumulate", "round_to", "cuts", "knowledge_windows", "alpha"):  # fmt: skip
-            least = 2 if name == "sequence_length" else 1
-            if getattr(self, name) < least:
-                raise bad_value(name, getattr(self, name), f"a whole number of at least {least}")
-        if self.merge_warmup < 0:
-            raise bad_value("merge_warmup", self.merge_warmup, "a whole number of at least 0")
-        for name in ("lr", "alpha", "checkpoint_seconds"):
-            if not getattr(self, name) > 0:
-                raise bad_value(name, getattr(self, name), "a positive number")
-        if self.milliseconds is not None and not 0 < self.milliseconds < math.inf:
-            raise bad_value("milliseconds", self.milliseconds, "a positive number, or null")
-        if self.milliseconds is not None and self.unit == "flops":
-            what = f"milliseconds: {self.milliseconds:g} is a budget of time, and unit: flops"
-            raise PlanError(message(what, where="configuration", todo="set unit: milliseconds, or milliseconds: null"))
-        if self.milliseconds is not None and self.ratio != type(self).ratio:
-            what = f"milliseconds: {self.milliseconds:g} says how much goes, and so does ratio: {self.ratio:g}"
-            raise PlanError(message(what, where="configuration", todo="leave one of them out"))
-        if self.of != "all" and self.counts != "params":
-            what = f"of: {self.of} is about parameters, and unit: {self.counts}"
-            raise PlanError(message(what, where="configuration", todo="set of: all"))
-        if self.calibrate != "none" and self.prune_share > 0:
-            what = f"calibrate: {self.calibrate} is for structures that go at once"
-            raise PlanError(message(what, where="calibrate", todo="set prune_share: 0, or calibrate: none"))
-        if self.layers != "auto" and self.layers < 0:
-            raise bad_value("layers", self.layers, 'a number of layers, or "auto"')
-        if isinstance(self.gamma, float) and not 0 <= self.gamma < 1:
-            raise bad_value("gamma", self.gamma, 'a share below 1, "auto" or null')
-        if not all(0 < ratio < 1 for ratio in self.knowledge_ratios) or not self.knowledge_ratios:
-            raise bad_value("knowledge_ratios", self.knowledge_ratios, "shares between 0 and 1")
-        if (self.tokens is None) == (self.minutes is None):
-            what = f"tokens={self.tokens} and minutes={self.minutes}: a run has one budget"
-            raise PlanError(message(what, where="configuration", todo="set one, and the other to null"))
-        if (self.tokens is not None and self.tokens < 0) or (self.minutes is not None and self.minutes <= 0):
-            raise bad_value("tokens or minutes", self.tokens or self.minutes, "a positive number")
-        step = self.batch_size * self.accumulate * self.sequence_length
-        if self.tokens is not None and 0 < self.tokens < step:
-            shown = f"{self.batch_size} x {self.accumulate} x {self.sequence_length}"
-            what = f"tokens: {self.tokens} are less than one step takes, {step} ({shown}: batch_size, accumulate, "
-            what += "sequence_length)"
-            raise PlanError(message(what, where="configuration", todo="raise tokens, or set it to 0 for no training"))
-        if (self.merge == "period" or self.carrier == "weights") and self.prune_share > 0 and self.distill > 0:
-            what = (
-                f"merge: {self.merge}, carrier: {self.carrier} change the weights that the full model's word comes from"
-            )
-            raise PlanError(message(what, where="distill", todo="set distill: 0, or merge: end and carrier: gates"))
-        if self.carrier == "weights" and self.prune_share > 0 and self.compensation != "none":
-            what = "carrier: weights fades the weights that would be refitted"
-            raise PlanError(message(what, where="compensation", todo="set compensation: none, or carrier: gates"))
-        if self.compensation == "bias" and self.prune_share > 0:
-            what = "compensation: bias is for structures that go at once"
-            raise PlanError(message(what, where="compensation", todo="set prune_share: 0, or another compensation"))
+        """Raise PlanError unless the values make sense, each and together."""
+        check(self)
 
 
 PAPER: dict[str, Any] = {

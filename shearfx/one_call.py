@@ -13,7 +13,7 @@ from shearfx.models import LoadedModel
 from shearfx.pipeline.given import Reading, given
 from shearfx.pipeline.shearing import Sheared, Shearing
 from shearfx.pipeline.tellers import Silent, Teller
-from shearfx.run_directory import RunDirectory
+from shearfx.run_directory import RunDirectory, asked
 from shearfx.viz.report.beside import report_beside
 
 
@@ -37,18 +37,20 @@ def shear(
         model: a causal language model, what :func:`shearfx.models.load_model` takes, or a function that reads it.
         tokenizer: for a model that is passed as such.
         out: the run's folder (see :class:`shearfx.run_directory.RunDirectory`).
-        resume: go on with a run that was cut off.
+        resume: go on with a run that was cut off, with its options; those that only matter to what is still to come
+            may be given other values (see :data:`shearfx.config_changes.LATER`).
         teller: told how it goes.
         config: all options; or by name: ``options`` are the fields of :class:`shearfx.config.ShearConfig`.
 
     Raises:
         ShearError: anything about model, data or options that stands against it, before training where it can be known.
     """
-    chosen = ShearConfig.of_mapping(options) if config is None else config
+    path = Path(out).expanduser()
+    chosen = asked(path, options, resume) if config is None else config
     chosen.check()
     told = teller or Silent()
     loaded, reopen = given(model, tokenizer, told)
-    run = RunDirectory(Path(out).expanduser(), loaded.source, chosen, resume=resume)
+    run = RunDirectory(path, loaded.source, chosen, resume=resume)
     sheared = Shearing(loaded, chosen, run, told, reopen=reopen).run()
     report_beside(sheared.path, told.note)
     return sheared

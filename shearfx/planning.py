@@ -38,6 +38,7 @@ def plan(
     exclude: Collection[str] = (),
     kinds: Collection[str] | None = None,
     exclude_kinds: Collection[str] = (),
+    unprunable: Collection[str] = (),
     floor: Floor = FLOOR,
     most: float = 1.0,
     data: Iterable[Any] | None = None,
@@ -72,6 +73,8 @@ def plan(
         kinds: the kinds of groups to cut; by default all but ``hidden`` and ``head_dim``, which reach through the whole
             model at once; ``"all"`` for those too.
         exclude_kinds: kinds to leave alone.
+        unprunable: names of groups to leave whole, such as a knowledge analysis finds
+            (:meth:`shearfx.knowledge.KnowledgeDistribution.unprunable`).
         floor: what stays of every group, as a count (int) or a share (float), or by kind (others: the default share).
         most: the largest share that a group may lose.
         data, loss: for saliencies that look at data: batches, and a function of model and batch that returns a scalar.
@@ -91,7 +94,7 @@ def plan(
         raise PlanError(message("what the model's own class can express depends on its code", todo=todo))
     wanted = Selection(tuple(_texts(allow)), tuple(_texts(include)), tuple(_texts(exclude)),
                        None if kinds is None else tuple(_texts(kinds)),
-                       tuple(_texts(exclude_kinds)), scope, form)  # fmt: skip
+                       tuple(_texts(exclude_kinds)), scope, form, tuple(_texts(unprunable)))  # fmt: skip
     tied, refused = select(graph, model, wanted)
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shearfx.config import ShearConfig
+from shearfx.config_changes import changes
 from shearfx.errors import CheckpointError, message
 
 CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.jsonl", "environment.json"
@@ -33,7 +34,7 @@ class RunDirectory:
         try:
             begun = (path / CONFIG).is_file()
             if begun and (path / RECORDS).is_file():
-                self._check_same(first, config, resume)
+                self._go_on(first, config, resume)
             elif not begun and path.exists() and any(path.iterdir()):
                 todo = "name a new folder"
                 raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
@@ -46,21 +47,22 @@ class RunDirectory:
             raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
         self.records: dict[str, Any] = self._read_records()
 
-    def _check_same(self, first: str, config: ShearConfig, resume: bool) -> None:
-        """Options that a run of an older version did not know yet are as they were without them: the default."""
+    def _go_on(self, first: str, config: ShearConfig, resume: bool) -> None:
+        """Take up a run that was cut off: asked for the same, but for what only matters to what is still to come."""
         where = str(self.path)
         if not resume:
             todo = "pass resume=True (--resume) to go on with it, or name a new folder"
             raise CheckpointError(message("a run is in this folder", where=where, todo=todo))
         path = self.path / CONFIG
-        before, now = dataclasses.asdict(ShearConfig.read(path)), dataclasses.asdict(config)
-        changed = [f"{name}: {value}" for name, value in now.items() if before[name] != value]
         if path.read_text(encoding="utf-8").splitlines()[:1] != [first]:
-            changed.insert(0, first)
-        if changed:
-            todo = "resume with what config.yaml says, or name a new folder"
-            raise CheckpointError(message(f"the run there was asked for something else: {changed[0]}", where=where,
+            todo = "resume with the model that config.yaml names, or name a new folder"
+            raise CheckpointError(message(f"the run there was asked for something else: {first}", where=where,
                                           todo=todo))  # fmt: skip
+        # options that a run of an older version did not know yet are as they were without them: the default
+        changed = changes(ShearConfig.read(path), config, where)
+        if changed:
+            self.write(CONFIG, f"{first}\n{config.to_yaml()}")
+            self.log("options", **changed)
 
     def _read_records(self) -> dict[str, Any]:
         path = self.path / RECORDS
@@ -93,6 +95,16 @@ class RunDirectory:
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
+
+
+def asked(path: Path, options: Mapping[str, Any], resume: bool) -> ShearConfig:
+    """The options of a run: those that are given, over those of the run that is resumed, or over the defaults.
+
+    Raises:
+        PlanError: see :meth:`shearfx.config.ShearConfig.of_mapping`.
+    """
+    before = path / CONFIG
+    return ShearConfig.read(before, **options) if resume and before.is_file() else ShearConfig.of_mapping(options)
 
 
 def environment() -> dict[str, Any]:

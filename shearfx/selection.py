@@ -29,6 +29,7 @@ class Selection:
     exclude_kinds: tuple[str, ...] = ()
     scope: Literal["global", "uniform"] = "global"
     form: Literal["module", "fx"] = "module"
+    unprunable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def _check(graph: Graph, wanted: Selection) -> None:
         if certificate not in CERTIFICATES:
             todo = f"choose from {', '.join(CERTIFICATES)}"
             raise PlanError(message(f"there is no certificate {certificate!r}", where="allow=", todo=todo))
+    names = {g.name for g in graph.groups}
+    for name in wanted.unprunable:
+        if name not in names:
+            todo = "take the knowledge analysis of the same model"
+            raise PlanError(message(f"the model has no group {name!r}", where="unprunable=", todo=todo))
     for what, patterns in (("include", wanted.include), ("exclude", wanted.exclude)):
         for pattern in patterns:
             if not any(_matches(name, pattern) for t in graph.tensors.values() for name in t.aliases):
@@ -97,6 +103,8 @@ def _check(graph: Graph, wanted: Selection) -> None:
 def _refusal(graph: Graph, group: Group, wanted: Selection) -> str:
     """Why a group may not be cut; empty where it may."""
     names = [alias for m in group.members for alias in graph.tensors[m.name].aliases]
+    if group.name in wanted.unprunable:
+        return "left whole for what it knows (unprunable=)"
     if group.certificate not in ("exact", "compensated", *wanted.allow):
         return f"only {group.certificate} (allow=)"
     if wanted.kinds is None and group.kind in OPTIONAL_KINDS:

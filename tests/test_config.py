@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, PlanError
-from shearfx.run_directory import RunDirectory
+from shearfx.run_directory import RunDirectory, asked
 
 
 def test_yaml_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -64,7 +65,10 @@ def test_the_paper_is_the_paper() -> None:
         ({"merge": "always"}, "merge: 'always' is not one of end, period, never"),
         ({"pretrain": 3.5}, r"pretrain: \(?3.5,?\)? is not a list of texts|pretrain: 3.5 is not a list of texts"),
         ({"gamma": 1.0}, "gamma: 1.0 is not a share below 1"),
-        ({"tokens": 100, "minutes": 3.0}, "a run has one budget"),
+        ({"tokens": 100, "minutes": 3.0}, r"a run has one budget \(tokens: 100 and minutes: 3\)"),
+        ({"steps": 3, "minutes": 3.0}, r"a run has one budget \(steps: 3 and minutes: 3\)"),
+        ({"steps": -3}, "steps: -3 is not a positive"),
+        ({"minutes": 0}, "minutes: 0.0 is not a positive"),
         ({"tokens": None}, "a run has one budget"),
         ({"seed": None}, "seed: None is not a"),
         ({"compensation": "yes"}, "compensation: 'yes' is not one of least_squares, bias, none"),
@@ -94,6 +98,29 @@ def test_every_option_says_what_it_is() -> None:
         assert after.strip().startswith('"""'), field.name
 
 
+LATER = {"lr": 1e-4, "distill": 0.0, "batch_size": 2, "accumulate": 2, "gradient_checkpointing": True}
+
+
+def test_what_only_matters_later_may_change_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    """What errors say to lower, and nothing that what is done depends on."""
+    first = ShearConfig.of_mapping({"ratio": 0.3, "batch_size": 4})
+    RunDirectory(tmp_path, "m", first, resume=False).finish("dense", {})
+    for options, match in (
+        ({"rank": 8}, "rank: 16, not 8(.|\n)*only lr, distill,"),
+        ({"batch_size": 2}, "takes 4 windows(.|\n)*2 x 1 are asked for"),
+        ({"lr": 1e-4, "ratio": 0.4}, "ratio: 0.3, not 0.4"),
+    ):
+        with pytest.raises(CheckpointError, match=match):
+            RunDirectory(tmp_path, "m", asked(tmp_path, options, resume=True), resume=True)
+        assert ShearConfig.read(tmp_path / "config.yaml") == first
+    assert asked(tmp_path, {}, resume=True) == first, "nothing given: as it was"
+    assert asked(tmp_path, {}, resume=False) == ShearConfig()
+    RunDirectory(tmp_path, "m", asked(tmp_path, LATER, resume=True), resume=True)
+    assert ShearConfig.read(tmp_path / "config.yaml") == ShearConfig.of_mapping({"ratio": 0.3} | LATER)
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["event"] == "options" and line["batch_size"] == [4, 2] and "ratio" not in line
+
+
 def test_a_folder_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
     """Its config.yaml does not know options that came later: they are what the run was made with."""
     config = ShearConfig.of_mapping({"ratio": 0.3})
@@ -102,5 +129,5 @@ def test_a_folder_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
     kept.write_text("".join(line for line in kept.read_text().splitlines(True) if not line.startswith("layers")))
     assert RunDirectory(tmp_path, "m", config, resume=True).done("dense")
     for other, model in ((ShearConfig.of_mapping({"ratio": 0.3, "layers": 1}), "m"), (config, "n")):
-        with pytest.raises(CheckpointError, match=r'asked for something else: (layers: 1|# model: "n")'):
+        with pytest.raises(CheckpointError, match=r'asked for something else: (layers: 0, not 1|# model: "n")'):
             RunDirectory(tmp_path, model, other, resume=True)

@@ -293,7 +293,9 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 def test_errors_of_allocators_say_what_to_lower(error: Exception) -> None:
     config = ShearConfig(tokens=1, batch_size=3)
-    todo = r"batch_size \(now 3; raise accumulate instead\), sequence_length \(now 256\), distill"
+    todo = (
+        r"batch_size \(now 3; raise accumulate, so that a step keeps 3 windows\), distill(.|\n)*in a new run, sequence"
+    )
     wanted = rf"out of memory while recovering.*--resume(.|\n)*{todo}"
     with pytest.raises(TrainingError, match=wanted), memory_guard("recovering", config, kept="run"):
         raise error

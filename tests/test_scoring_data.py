@@ -97,14 +97,14 @@ def data_of(folder: Path, saliency: str, **more: Any) -> tuple[ScoringData, Shea
     model = tiny_llama()
     study = Study(model, byte_tokenizer(), config, Telling())
     study.read()
-    return ScoringData(study, model, find(saliency)), config
+    return ScoringData(study, model, find(saliency), config.cuts), config
 
 
 def test_each_cut_has_windows_of_its_own(tmp_path: Path) -> None:
     data, config = data_of(tmp_path, "fisher", cuts=3, scoring_windows=5)
     seen: set[tuple[int, ...]] = set()
     for cut in (1, 2, 3):
-        batches = data.of_cut(cut)
+        batches = data.of(cut - 1)
         assert sum(len(batch["input_ids"]) for batch in batches) == 5
         assert all(len(batch["input_ids"]) <= config.batch_size for batch in batches)
         assert all(batch["labels"].shape == batch["input_ids"].shape for batch in batches)
@@ -117,4 +117,4 @@ def test_each_cut_has_windows_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("saliency", "more"), [("taylor", {}), ("fisher", {"scoring_labels": "text"})])
 def test_text_is_what_the_others_see(tmp_path: Path, saliency: str, more: dict[str, Any]) -> None:
     data, _ = data_of(tmp_path, saliency, **more)
-    assert all(isinstance(batch, Tensor) for batch in data.of_cut(1))
+    assert all(isinstance(batch, Tensor) for batch in data.of(0))

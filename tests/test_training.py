@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -155,6 +156,59 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_state(tmp_path
     again.resume()
     assert again.step == 2
     assert all(torch.equal(value, good[name]) for name, value in fresh.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_at_once_leaves_what_was_there_before_it(tmp_path: Path) -> None:
+    model = Toy()
+    loop = loop_of(model, tmp_path / "state", every=1e6)
+    running = loop.run()
+    next(running)
+    good = copy.deepcopy(model.state_dict())
+    loop.loss = lambda m, batch: loss_of(m, batch) * math.inf
+    with pytest.raises(TrainingError, match=r"step 1 is (inf|nan); the state of an earlier step is in"):
+        next(running)
+    again = loop_of(fresh := Toy(seed=5), tmp_path / "state")
+    again.resume()
+    assert again.step == 1 and all(torch.equal(v, good[name]) for name, v in fresh.state_dict().items())
+    other = loop_of(Toy(), tmp_path / "other", every=1e6)
+    running = other.run()
+    with torch.no_grad():
+        other.model.get_parameter("head.weight")[0, 0] = math.nan
+    with pytest.raises(TrainingError, match=r"the loss of step 0 is nan\n"):
+        next(running)
+    assert not (tmp_path / "other").exists(), "nothing good was left to keep"
+
+
+def test_a_run_goes_on_at_another_learning_rate(tmp_path: Path) -> None:
+    """What the error of a diverging loss asks for."""
+    loop = loop_of(Toy(), tmp_path / "state", warm=0)
+    next(loop.run())
+    loop.save()
+    whole = [m["lr"] for m in loop_of(Toy(), None, warm=0).run()]
+    again = loop_of(Toy(), tmp_path / "state", warm=0)
+    again.optimizer.param_groups[0]["lr"] = 0.01
+    again = Loop(again.model, again.optimizer, again.batches, loss_of, 9, accumulate=2, checkpoint=again.checkpoint,
+                 warm=0)  # fmt: skip
+    again.resume()
+    assert [m["lr"] for m in again.run()] == pytest.approx([rate / 5 for rate in whole[1:]])
+
+
+@given(st.integers(1, 12), st.floats(0.0, 30.0))
+@settings(max_examples=15, deadline=None)
+def test_steps_that_take_longer_than_was_thought_are_fewer(steps: int, left: float) -> None:
+    now = [100.0]
+
+    def slow(model: nn.Module, batch: Any) -> Tensor:
+        now[0] += 1.0  # two microbatches a step
+        return loss_of(model, batch)
+
+    with patch("shearfx.training.loop.time.monotonic", lambda: now[0]):
+        loop = loop_of(Toy(), None, steps=steps, deadline=100.0 + left)
+        loop.loss = slow
+        metrics = list(loop.run())
+    taken = len(metrics)
+    assert taken == min(steps, max(1, int(left / 2)))
+    assert loop.steps == taken and now[0] <= 100.0 + max(left, 2.0)
 
 
 def test_the_learning_rate_rises_and_falls_as_stated() -> None:

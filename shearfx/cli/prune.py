@@ -86,6 +86,13 @@ def prune(
     kinds: Annotated[list[str] | None, typer.Option(help="Cut only groups of this kind; repeatable.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="Admit cuts that change more: approximate.")] = None,
     floor: Annotated[float, typer.Option(help="Share of each group that stays.")] = 0.1,
+    knowledge: Annotated[
+        Path | None,
+        typer.Option(help="What `shearfx knowledge` wrote: its unprunable node groups stay whole.", show_default=False),
+    ] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Beside --knowledge: share of node groups to leave whole, or auto.")
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -114,6 +121,7 @@ def prune(
         _check_free(out, file=plan_only, overwrite=overwrite)
         if apply is None:
             _check_request(0.2 if ratio is None else ratio, scope.value, form.value, round_to, unit.value, floor)
+        unprunable = _unprunable(knowledge, gamma)
         if apply is not None:
             plan = read_plan(apply)
             if _on_disk(model, plan, dtype):
@@ -135,6 +143,7 @@ def prune(
                 round_to=round_to,
                 include=include or (),
                 exclude=exclude or (),
+                unprunable=unprunable,
                 kinds=kinds,
                 allow=allow or (),
                 floor=floor,
@@ -185,7 +194,7 @@ def _timed(talk: Talk, graph: Graph, model: nn.Module, options: dict[str, Any]) 
 
     kinds = options["kinds"] and tuple(options["kinds"])
     wanted = Selection(tuple(options["allow"]), tuple(options["include"]), tuple(options["exclude"]), kinds,
-                       scope=options["scope"], form=options["form"])  # fmt: skip
+                       scope=options["scope"], form=options["form"], unprunable=options["unprunable"])  # fmt: skip
     with talk.step("measuring what takes how much of the time") as progress:
         tied, _ = select(graph, model, wanted)
         time = shearfx.measure_time(graph, model, tied, form=options["form"], progress=progress)
@@ -333,6 +342,19 @@ def _check_free(out: Path, *, file: bool, overwrite: bool) -> None:
         check_free(out, overwrite)
     elif os.path.lexists(out) and not overwrite:
         raise CheckpointError(message("the file exists", where=str(out), todo="name a new file, or pass --overwrite"))
+
+
+def _unprunable(knowledge: Path | None, gamma: str | None) -> tuple[str, ...]:
+    """Names of the node groups that are to stay whole."""
+    if knowledge is None:
+        if gamma is not None:
+            raise PlanError(message("--gamma is about a knowledge analysis", todo="pass --knowledge FILE"))
+        return ()
+    from shearfx.config_values import field_value
+    from shearfx.knowledge import KnowledgeDistribution
+
+    found = KnowledgeDistribution.load(knowledge)
+    return found.unprunable() if gamma is None else found.unprunable(field_value("Gamma", gamma, "gamma"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,6 +25,8 @@ Instruct = Annotated[Many, typer.Option(help="Instructions (JSON, JSON lines, pa
 Config = Annotated[Path | None, typer.Option(help="YAML, as for `shearfx shear`.", show_default=False)]
 Set = Annotated[Many, typer.Option("--set", metavar="NAME=VALUE", help="Any option of a run; repeatable.")]
 
+Gamma = Annotated[str, typer.Option(help="Share of node groups to leave whole, or auto.")]
+
 
 def knowledge(
     model: Model,
@@ -34,13 +36,17 @@ def knowledge(
     ratios: Annotated[
         list[float] | None, typer.Option(help="Prune each node group alone by this share; repeatable.")
     ] = None,
-    gamma: Annotated[str, typer.Option(help="Share of node groups to leave whole, or auto.")] = "auto",
+    gamma: Gamma = "auto",
     config: Config = None,
     option: Set = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure what each node group of MODEL knows (LoRAShear, Algorithm 3)."""
+    """Measure what each node group of MODEL knows (LoRAShear, Algorithm 3), and which ones to leave whole.
+
+    What is written is read by `shearfx prune --knowledge` and `shearfx shear --set knowledge=FILE`. Stopped, it goes
+    on where it was.
+    """
     with talking(as_json, debug) as talk:
         from shearfx.pipeline.stages import measure_knowledge
 
@@ -48,9 +54,11 @@ def knowledge(
         chosen = configured(config, given, option)
         if out is not None and out.exists():
             raise CheckpointError(message("the file exists", where=str(out), todo="name a new file"))
-        found = measure_knowledge(open_model(talk, model), chosen, talk)
-        if out is not None:
+        partly = None if out is None else out.with_name(f"{out.name}.partly")
+        found = measure_knowledge(open_model(talk, model), chosen, talk, partly)
+        if out is not None and partly is not None:
             found.save(out)
+            partly.unlink(missing_ok=True)
         data: dict[str, Any] = {"perplexity": found.perplexity, "unprunable": list(found.unprunable()),
                                 "node_groups": [_row(one) for one in found.ranking()]}  # fmt: skip
         talk.result(data, lambda console: _show(console, found))

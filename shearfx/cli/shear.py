@@ -36,6 +36,7 @@ def shear(
     instruct: Annotated[Many, typer.Option(help="Instructions (JSON, JSON lines, parquet); repeatable.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall clock of the whole run.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Or: tokens to train on; 400,000 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or: optimiser steps.")] = None,
     gamma: Annotated[
         str | None, typer.Option(help="Share of node groups to leave whole (Algorithm 3), or auto.")
     ] = None,
@@ -46,7 +47,9 @@ def shear(
     option: Annotated[
         Many, typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the configuration; repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in this folder, by its options.")
+    ] = False,
     original: Original = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -58,9 +61,9 @@ def shear(
 
         given = {
             "ratio": ratio, "pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens,
-            "gamma": gamma, "recipe": recipe,
+            "steps": steps, "gamma": gamma, "recipe": recipe,
         }  # fmt: skip
-        chosen = configured(config, given, option)
+        chosen = configured(config, given, option, resumed=out if resume else None)
         # the run reads the model itself, so that it can let go of it
         reading = functools.partial(open_model, talk, model, originals=original)
         sheared = run(reading, out=out, resume=resume, teller=talk, config=chosen)
@@ -76,16 +79,21 @@ def shear(
         talk.result({"path": str(sheared.path), **sheared.record}, show)
 
 
-def configured(path: Path | None, given: dict[str, Any], options: Many) -> ShearConfig:
-    """The configuration of a file, of options by name, and of ``--set name=value``; later ones go first.
+def configured(path: Path | None, given: dict[str, Any], options: Many, resumed: Path | None = None) -> ShearConfig:
+    """The configuration of a file, or of a run that is resumed; of options by name, and of ``--set name=value``.
+
+    Later ones go first.
 
     Raises:
         PlanError: see :class:`shearfx.config.ShearConfig`.
     """
     from shearfx.config import ShearConfig
+    from shearfx.run_directory import asked
 
     values = {name: value for name, value in given.items() if value is not None} | _settings(options or [])
-    return ShearConfig.of_mapping(values) if path is None else ShearConfig.read(path, **values)
+    if path is not None:
+        return ShearConfig.read(path, **values)
+    return ShearConfig.of_mapping(values) if resumed is None else asked(resumed, values, resume=True)
 
 
 def _settings(options: list[str]) -> dict[str, Any]:
@@ -117,8 +125,8 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
     for name in stages:
         table.add_column({"recover": "recovered"}.get(name, name), justify="right")
     rows: list[tuple[str, list[str]]] = [
-        ("parameters", [f"{record[name]['parameters']:,}" for name in stages]),
-        ("without embeddings", [f"{record[name]['without_embeddings']:,}" for name in stages]),
+        ("parameters", [_less(record, name, "parameters") for name in stages]),
+        ("without embeddings", [_less(record, name, "without_embeddings") for name in stages]),
     ]
     for source in record["dense"]["losses"]:
         perplexities = [f"{math.exp(min(record[name]['losses'][source], 700)):.2f}" for name in stages]
@@ -142,6 +150,12 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
     if gaps:
         shown = ", ".join(f"{source} {share:.0%}" if share <= 1 else f"{source} all" for source, share in gaps.items())
         console.print(f"share of the gap in log-perplexity that recovery closed: {shown}", markup=False)
+
+
+def _less(record: dict[str, Any], stage: str, what: str) -> str:
+    """A count of parameters, and by which share it is below the full model's."""
+    count, whole = record[stage][what], record["dense"][what]
+    return f"{count:,}" if stage == "dense" or not whole else f"{count:,} ({count / whole - 1:+.1%})"
 
 
 def _saved(speed: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -133,10 +133,12 @@ def _too_short(tally: Tally, length: int, min_tokens: int, where: str) -> DataEr
     return DataError(message(what, where=where, todo=todo))
 
 
-def hold_out(examples: Examples, count: int, *, seed: int) -> tuple[Examples, Examples]:
+def hold_out(examples: Examples, count: int, *, seed: int, where: str = "") -> tuple[Examples, Examples]:
     """Split into (to learn from, to judge by): ``count`` windows drawn uniformly without replacement are held out.
 
-    Both keep the order of the windows.  Source: LoRAShear, Algorithm 5 (a uniform validation set from every source).
+    Both keep the order of the windows; ``where`` they come from is for the error.
+
+    Source: LoRAShear, Algorithm 5 (a uniform validation set from every source).
 
     Raises:
         DataError: ``count`` is not between 1 and one less than there are windows.
@@ -144,6 +146,6 @@ def hold_out(examples: Examples, count: int, *, seed: int) -> tuple[Examples, Ex
     if not 1 <= count < len(examples):
         what = f"{count} of {len(examples)} windows cannot be held out: both sides need at least one"
         todo = "hold out fewer, make windows shorter, or give a longer source"
-        raise DataError(message(what, where=f"hold_out, source {examples.name!r}", todo=todo))
+        raise DataError(message(what, where=where or f"source {examples.name!r}", todo=todo))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     return examples.take(order[count:].sort().values), examples.take(order[:count].sort().values)

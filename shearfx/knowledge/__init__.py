@@ -4,7 +4,7 @@ from shearfx.knowledge.analysis import estimate, knowledge_distribution
 from shearfx.knowledge.bench import Cost
 from shearfx.knowledge.calibrating import factors
 from shearfx.knowledge.distribution import KnowledgeDistribution, Row, Standing
-from shearfx.knowledge.possible import check_possible, prunable
+from shearfx.knowledge.possible import check_possible, of_file, prunable
 from shearfx.knowledge.trials import name_of
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "factors",
     "knowledge_distribution",
     "name_of",
+    "of_file",
     "prunable",
 ]

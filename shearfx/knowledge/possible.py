@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
-from shearfx.knowledge.distribution import checked_gamma, count_of
+from shearfx.knowledge.distribution import KnowledgeDistribution, checked_gamma, count_of
 from shearfx.knowledge.trials import name_of
 from shearfx.optim.choosing import Chooser
 from shearfx.running_time import Currency, RunningTime, amount_text
@@ -16,16 +16,44 @@ from shearfx.units import FLOOR, Floor
 
 
 def prunable(tied: Sequence[Tied], unprunable: Sequence[str]) -> list[Tied]:
-    """What is left to cut.
+    """What is left to cut, where node groups with these names, or with groups of these names in them, stay whole.
 
     Raises:
-        PlanError: there is no node group of such a name.
+        PlanError: there is no group of such a name.
     """
-    names = {name_of(one) for one in tied}
+    left, names = list(tied), {group.name for one in tied for group in one.groups}
     for name in unprunable:
         if name not in names:
             raise PlanError(message(f"there is no node group {name!r}", todo="pass the analysis of the same model"))
-    return [one for one in tied if name_of(one) not in set(unprunable)]
+        left = [one for one in left if all(group.name != name for group in one.groups)]
+    return left
+
+
+def of_file(found: KnowledgeDistribution, graph: Graph, tied: Sequence[Tied], gamma: float | str | None) -> list[str]:
+    """What an earlier analysis says that is to stay whole, of what may be cut now.
+
+    Args:
+        found: the analysis of the same model, of these kinds of node groups or more; tied otherwise perhaps.
+        graph, tied: of now.
+        gamma: which share; None for the one that the analysis was asked for.
+
+    Raises:
+        PlanError: it is of another model, or does not know something that may be cut.
+    """
+    measured = {name for row in found.rows for name in row.groups}
+    strangers = measured - {group.name for group in graph.groups}
+    if strangers:
+        what = f"the knowledge analysis is of another model: it has a node group {min(strangers)!r}"
+        raise PlanError(message(what, where="knowledge", todo="run `shearfx knowledge` on this model"))
+    here = {group.name: name_of(one) for one in tied for group in one.groups}
+    known = {here[name] for name in measured if name in here}
+    missing = next((name_of(one) for one in tied if name_of(one) not in known), None)
+    if missing is not None:
+        what = f"the knowledge analysis says nothing of node group {missing!r}"
+        raise PlanError(message(what, where="knowledge", todo="analyse the kinds that are to be cut"))
+    of = {row.name: row.groups for row in found.rows}
+    names = found.unprunable() if gamma is None else found.unprunable(gamma)
+    return list(dict.fromkeys(here[group] for name in names for group in of[name] if group in here))
 
 
 def check_possible(

@@ -73,7 +73,8 @@ class LHSPG(Wrapping, Results):
         saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice,
             ``"loraprune"`` is a moving average over all of them; any other, and these with ``data``, is a registered
             name or a :class:`shearfx.saliency.Saliency`, computed when a period begins (line 4).
-        data, loss: for saliencies that run the model; ``data`` is read anew each period, so it is no generator.
+        data, loss: for saliencies that run the model; ``data`` is read anew each period, so it is no generator, but
+            batches, or a function from the period's number (from 0) to its batches.
         scores: fixed scores instead, by name of group.
         ranking: overrides the saliency's unit: ``"loss"`` ranks over all layers and kinds by cost, ``"standardised"``
             over all as they are, ``"relative"`` within each.
@@ -121,7 +122,7 @@ class LHSPG(Wrapping, Results):
         periods: int = 5,
         period_length: int = 10,
         saliency: str | Saliency = "fisher",
-        data: Iterable[Any] | None = None,
+        data: Iterable[Any] | Callable[[int], Iterable[Any]] | None = None,
         loss: Loss | None = None,
         scores: Scores | None = None,
         ranking: Ranking | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class Scorer:
         model: nn.Module,
         groups: Sequence[Group],
         saliency: str | Saliency,
-        data: Iterable[Any] | None,
+        data: Iterable[Any] | Callable[[int], Iterable[Any]] | None,
         loss: Loss | None,
         seed: int,
         scores: Scores | None,
@@ -144,9 +144,10 @@ class Scorer:
 
     def _compute(self, period: int) -> Scores:
         assert self.saliency is not None
+        data = self.data(period) if callable(self.data) else self.data
         return agreed(
             self.saliency.score(
-                self.graph, self.model, groups=self.groups, data=self.data, loss=self.loss, seed=self.seed + period
+                self.graph, self.model, groups=self.groups, data=data, loss=self.loss, seed=self.seed + period
             )
         )
 

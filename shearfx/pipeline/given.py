@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -52,12 +53,23 @@ def given(
         return loaded, None if reading is None else lambda: reading().module
     teller.note(f"merged into the base first: adapter {', '.join(adapters)}")
     wrapped = loaded.module
+    for stranger in _strangers(wrapped, adapters):
+        teller.note(f"caution: {stranger}; of one shape, but are they of one model?")
 
     def merged_again() -> nn.Module:
         return _merged(reading().module if reading is not None else copy.deepcopy(wrapped))
 
     base = _merged(wrapped if reading is not None else copy.deepcopy(wrapped))
     return dataclasses.replace(loaded, module=base), merged_again
+
+
+def _strangers(wrapped: nn.Module, adapters: Mapping[str, Any]) -> Iterator[str]:
+    """Adapters that name another base than the one that they are on; folders are compared by their last part."""
+    base = str(getattr(getattr(wrapped, "config", None), "_name_or_path", "") or "")
+    for name, settings in adapters.items():
+        trained = str(getattr(settings, "base_model_name_or_path", "") or "")
+        if trained and base and Path(trained).name != Path(base).name:
+            yield f"adapter {name} was trained on {trained}, and is on {base}"
 
 
 def _merged(wrapped: nn.Module) -> nn.Module:

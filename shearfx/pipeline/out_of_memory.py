@@ -34,7 +34,7 @@ def memory_guard(stage: str, config: ShearConfig, kept: str = "") -> Iterator[No
         first = (str(error).splitlines() or [type(error).__name__])[0]
         more = "; what is done is kept, and --resume goes on with it" if kept else ""
         what = f"out of memory while {stage}{more}"
-        raise TrainingError(message(what, where=first, todo=f"lower {what_to_lower(config)}")) from error
+        raise TrainingError(message(what, where=first, todo=f"lower {what_to_lower(config, bool(kept))}")) from error
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -42,16 +42,27 @@ def ran_out(error: RuntimeError) -> bool:
     return bool(_SAYS.search(str(error)))
 
 
-def what_to_lower(config: ShearConfig) -> str:
-    """Which options take memory, and their values; what is at its least is left out."""
-    found = []
+def what_to_lower(config: ShearConfig, begun: bool = False) -> str:
+    """Which options take memory, and their values; what is at its least is left out.
+
+    Args:
+        config: with the values.
+        begun: whether a run is to go on: not all of them may change then.
+    """
+    found, windows = [], config.batch_size * config.accumulate
     if config.batch_size > 1:
-        found.append(f"batch_size (now {config.batch_size}; raise accumulate instead)")
-    found.append(f"sequence_length (now {config.sequence_length})")
+        found.append(f"batch_size (now {config.batch_size}; raise accumulate, so that a step keeps {windows} windows)")
     if config.distill > 0:
         found.append("distill to 0 (the full model is let go of after the cut)")
     if not config.gradient_checkpointing:
         found.append("what activations take, by gradient_checkpointing: true")
+    anew = [f"sequence_length (now {config.sequence_length})"]
     if config.rank > 1:
-        found.append(f"rank (now {config.rank})")
+        anew.append(f"rank (now {config.rank})")
+    if not begun or not found:
+        return _either(found + anew)
+    return f"{_either(found)}; or, in a new run, {_either(anew)}"
+
+
+def _either(found: list[str]) -> str:
     return ", ".join(found[:-1]) + " or " + found[-1] if len(found) > 1 else found[0]

@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithm 4.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,12 @@ from shearfx.optim.scoring import ACCUMULATED
 from shearfx.optim.standing_in import StandingIn
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.diary import Diary
+from shearfx.pipeline.scoring_data import ScoringData, call_loss
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory
+from shearfx.saliency import find
+from shearfx.saliency.fisher import Fisher
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
 from shearfx.training.losses import Teacher
@@ -52,9 +56,7 @@ def prune_progressively(
     """
     config = study.config
     warmup = round(config.warmup * steps)
-    windows = config.scoring_windows
-    # what training itself brings needs no data of its own
-    scoring = None if config.saliency in ACCUMULATED else study.batches(windows, config.seed + 2)
+    scoring = _scoring(study, model)
     fitted = study.batches(config.fitting_windows, config.seed + 3) if config.compensation != "none" else None
     fitting = None if fitted is None else [{"input_ids": ids} for ids in fitted]
     with adapting(config, model) as wrapped:
@@ -65,7 +67,7 @@ def prune_progressively(
             carrier=config.carrier, merge="period" if config.merge == "period" else "never",
             merge_moments=config.merge_moments, merge_warmup=config.merge_warmup, lr=config.lr,
             weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
-            data=scoring, compensate=fitting, seed=config.seed,
+            data=scoring, loss=call_loss, compensate=fitting, seed=config.seed,
         )  # fmt: skip
         teacher = _inner_teacher(wrapped, optimizer) if config.distill > 0 else None
         mixture = Mixture([*study.train["pretrain"], *study.train["instruct"]], config.batch_size, seed=config.seed)
@@ -85,6 +87,15 @@ def prune_progressively(
         optimizer.detach()
         diary.periods()
         return Outcome(optimizer.redundant, adapters_of(wrapped), optimizer.stand_ins)
+
+
+def _scoring(study: Study, model: nn.Module) -> Callable[[int], Iterable[Any]] | None:
+    """What each period's scores are computed on; nothing where training itself brings them."""
+    config, proxy = study.config, find(study.config.saliency)
+    drawn = isinstance(proxy, Fisher) and config.scoring_labels == "model"  # training has the text's labels
+    if config.saliency in ACCUMULATED and not drawn:
+        return None
+    return ScoringData(study, model, proxy, config.periods).of
 
 
 def _inner_teacher(wrapped: Any, optimizer: LHSPG) -> Teacher:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shearfx.attributes import settle
 from shearfx.errors import PlanError, message
 from shearfx.graph import Group
-from shearfx.knowledge import KnowledgeDistribution, factors, knowledge_distribution, prunable
+from shearfx.knowledge import KnowledgeDistribution, factors, knowledge_distribution, of_file, prunable
 from shearfx.low_rank import LowRank
 from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.choosing import Chooser, Redundant
@@ -33,6 +33,7 @@ from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.refitting import Refitting
 from shearfx.run_directory import ACCOUNT, KNOWLEDGE, PLAN, RunDirectory
 from shearfx.saliency import Saliency, Scores, find
+from shearfx.saliency.learnt import reads_adapters
 from shearfx.selection import Tied
 from shearfx.spending import Ranking
 from shearfx.training.state_files import read_state, write_state
@@ -65,6 +66,8 @@ class Pruning:
         self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self._faded: Faded | None = None
+        if self.config.knowledge is not None and not folder.done("knowledge"):
+            _ = self._knowledge  # a file that cannot be read is known before anything is done
         if self.config.calibrate != "none" and self.ranking != "loss":
             what = f"the scores of {self.config.saliency} are no losses that measured ones could be laid beside"
             raise PlanError(message(what, where="calibrate", todo="set calibrate: none, or saliency: fisher"))
@@ -164,10 +167,11 @@ class Pruning:
 
     def _tied(self) -> list[Tied]:
         """What may be cut after knowledge analysis."""
-        if self.config.gamma is None:
+        config = self.config
+        if config.gamma is None and config.knowledge is None:
             return self.subject.tied
         if not self.folder.done("knowledge"):
-            names = list(self._knowledge.unprunable())
+            names = of_file(self._knowledge, self.subject.graph, self.subject.tied, config.gamma)
             self.subject.check_ratio(names)
             self.folder.finish("knowledge", {"unprunable": names})
             self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
@@ -177,6 +181,8 @@ class Pruning:
     def _knowledge(self) -> KnowledgeDistribution:
         """What each node group knows; what an earlier run measured is read from its file."""
         config, subject = self.config, self.subject
+        if config.knowledge is not None:
+            return KnowledgeDistribution.load(Path(config.knowledge).expanduser())
         with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
             found = knowledge_distribution(
                 subject.graph, subject.held.work, self.study.batches(config.knowledge_windows, config.seed + 1),
@@ -227,14 +233,14 @@ class Pruning:
         proxy.fitting = self._fitting
         with self.teller.step(f"scoring structures by {proxy.name}{of}") as progress:
             return proxy.score(
-                self.subject.graph, work, groups=groups, data=self._scoring.of_cut(cut), loss=call_loss, seed=seed,
+                self.subject.graph, work, groups=groups, data=self._scoring.of(cut - 1), loss=call_loss, seed=seed,
                 progress=progress,
             )  # fmt: skip
 
     @functools.cached_property
     def _scoring(self) -> ScoringData:
         """Worked out while the model is whole."""
-        return ScoringData(self.study, self.subject.held.work, self._proxy)
+        return ScoringData(self.study, self.subject.held.work, self._proxy, self.config.cuts)
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
         """With the attributes that the model's class needs for it."""
@@ -258,8 +264,22 @@ class Pruning:
         options["achieved_params"] = plan.achieved
         return dataclasses.replace(plan, achieved=self.subject.share_saved(kept))
 
+    def _check_scores(self, tied: list[Tied]) -> None:
+        """Refuse scores that are all equal before LHSPG trains; of what training itself brings, it is seen then."""
+        config, proxy = self.config, find(self.config.saliency)
+        begun = (self.folder.path / "state" / "prune").exists()
+        if begun or config.saliency == "loraprune" or reads_adapters(proxy):
+            return
+        groups = list({g.name: g for one in tied for g in one.groups}.values())
+        few = self.study.batches(min(config.batch_size, config.scoring_windows), config.seed + 2)
+        proxy.memory, proxy.fitting = self.spare() // 2, few
+        work = self.subject.held.work
+        scores = proxy.score(self.subject.graph, work, groups=groups, data=few, loss=call_loss, seed=config.seed)
+        check_scores(scores, {})
+
     def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
         """LHSPG; what adapters learnt is kept for the cut."""
+        self._check_scores(tied)
         mutates = self.config.carrier == "weights" or self.config.merge == "period"
         held = self.subject.held
         model = held.take_work() if mutates else held.work

@@ -18,17 +18,18 @@ LABELS = 4
 
 
 class ScoringData:
-    """The windows of each cut: others each time, so that no cut is chosen by what the one before was chosen by.
+    """The windows of each choice: others each time, so that none is made by what the one before was made by.
 
     Args:
         study: the data of the run.
         model: what is cut, still whole: its word on the next tokens is drawn before anything goes.
         proxy: the saliency. Fisher information gets drawn labels, where the configuration says so; all others see text.
+        choices: how many there are, cuts or periods.
     """
 
-    def __init__(self, study: Study, model: nn.Module, proxy: Saliency) -> None:
+    def __init__(self, study: Study, model: nn.Module, proxy: Saliency, choices: int) -> None:
         self.config = study.config
-        windows = torch.cat(study.batches(self.config.scoring_windows * self.config.cuts, self.config.seed + 2))
+        windows = torch.cat(study.batches(self.config.scoring_windows * choices, self.config.seed + 2))
         self._ids = windows.split(self.config.scoring_windows)
         self._labels: list[Tensor] | None = None
         if isinstance(proxy, Fisher) and self.config.scoring_labels == "model":
@@ -37,12 +38,12 @@ class ScoringData:
             labels = torch.cat([drawn_labels(model, ids, generator) for ids in batches])
             self._labels = list(labels.split(self.config.scoring_windows))
 
-    def of_cut(self, cut: int) -> list[Any]:
-        """The batches of a cut, from 1: token ids ``[batch, tokens]``, or these with labels."""
-        ids = self._ids[cut - 1].split(self.config.batch_size)
+    def of(self, choice: int) -> list[Any]:
+        """The batches of a choice, from 0: token ids ``[batch, tokens]``, or these with labels."""
+        ids = self._ids[choice].split(self.config.batch_size)
         if self._labels is None:
             return list(ids)
-        labels = self._labels[cut - 1].split(self.config.batch_size)
+        labels = self._labels[choice].split(self.config.batch_size)
         return [{"input_ids": i, "labels": of} for i, of in zip(ids, labels, strict=True)]
 
 

@@ -161,6 +161,7 @@ class Shearing:
         if not self.folder.done("dense"):
             with self._stage("dense", "judging the full model"):
                 found = self.study.judge(self.full.held.work, "dense")
+                self.study.doubt(found["losses"])
             self.folder.finish("dense", found | {"dtype": str(self.study.dtype)})
 
     def _shorten(self) -> None:

@@ -21,8 +21,16 @@ from shearfx.pruning_plan import PruningPlan
 from shearfx.selection import Selection, select
 
 
-def measure_knowledge(loaded: LoadedModel, config: ShearConfig, teller: Teller) -> KnowledgeDistribution:
+def measure_knowledge(
+    loaded: LoadedModel, config: ShearConfig, teller: Teller, cache: Path | None = None
+) -> KnowledgeDistribution:
     """Algorithm 3 on its own: every node group of the kinds asked for, in any form.
+
+    Args:
+        loaded: the model.
+        config: data, ratios, windows and kinds; the rest is not looked at.
+        teller: told how it goes.
+        cache: a file that every measurement is appended to; an analysis that was stopped goes on from it.
 
     Raises:
         ShearError: anything about model, data or options that stands against it.
@@ -37,7 +45,7 @@ def measure_knowledge(loaded: LoadedModel, config: ShearConfig, teller: Teller) 
     with teller.step("measuring what each node group knows (Algorithm 3)") as progress:
         return knowledge_distribution(
             graph, work, study.batches(config.knowledge_windows, config.seed + 1), tied=tied, saliency="fisher",
-            ratios=config.knowledge_ratios, gamma=config.gamma, seed=config.seed,
+            ratios=config.knowledge_ratios, gamma=config.gamma, seed=config.seed, cache=cache,
             announce=lambda cost: teller.note(str(cost)), progress=progress,
         )  # fmt: skip
 

@@ -28,6 +28,8 @@ from shearfx.training.merging import merge_into
 
 TRAINED = 0.8
 """Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""
+IN_ALL = 0.9
+"""Share of what is left when training begins after which it ends in any case."""
 
 
 class Study:
@@ -79,7 +81,7 @@ class Study:
                         min_tokens=config.min_tokens, progress=lambda done, of: progress(done, of or 0),
                     )  # fmt: skip
                     self._check_vocabulary(packed)
-                    train, held = hold_out(packed, config.validation, seed=config.seed)
+                    train, held = hold_out(packed, config.validation, seed=config.seed, where=spec)
                     self.train[kind].append(train)
                     self.validation[kind].append(held)
         for examples in (*self.train["pretrain"], *self.train["instruct"]):
@@ -91,6 +93,21 @@ class Study:
             what = f"the tokenizer gives id {largest}, and the model has {self.vocabulary} embeddings"
             todo = "use the tokenizer that belongs to the model"
             raise TrainingError(message(what, where=f"source {examples.name!r}", todo=todo))
+
+    def doubt(self, losses: Mapping[str, float]) -> None:
+        """Tell where the full model predicts text worse than how often its tokens come does: often not its tokenizer.
+
+        Args:
+            losses: the full model's, by source, nats a token.
+        """
+        for examples in (*self.train["pretrain"], *self.train["instruct"]):
+            loss, blind = losses[examples.name], entropy_of(examples.ids)
+            if loss > blind:
+                self.teller.note(
+                    f"caution: on {examples.name} the full model's loss is {loss:.2f} nats a token, and {blind:.2f} "
+                    "would do without looking at any context: does the tokenizer belong to the model, and an adapter "
+                    "to its base?"
+                )
 
     @property
     def sources(self) -> list[Examples]:
@@ -143,9 +160,10 @@ class Study:
             teacher: the full model's word.
         """
         config = self.config
-        each = config.batch_size * config.accumulate * config.sequence_length
+        if config.steps is not None:
+            return config.steps
         if config.tokens is not None:
-            return config.tokens // each
+            return config.tokens // (config.batch_size * config.accumulate * config.sequence_length)
         assert config.minutes is not None
         with self.teller.step("timing a training step"):
             seconds = self._step_seconds(model(), teacher) * config.accumulate
@@ -153,6 +171,13 @@ class Study:
         count = max(1, int(TRAINED * left / seconds))
         self.teller.note(f"a step takes {seconds:.1f} s: {count} steps fit into {config.minutes:g} minutes")
         return count
+
+    def _deadline(self) -> float | None:
+        """When training has to end, should steps turn out slower than they were when timed."""
+        if self.config.minutes is None:
+            return None
+        now, end = time.monotonic(), self.start + 60 * self.config.minutes
+        return now + IN_ALL * max(0.0, end - now)
 
     def _step_seconds(self, model: nn.Module, teacher: Teacher | None) -> float:
         mixture = Mixture(self.sources, self.config.batch_size, seed=0)
@@ -232,10 +257,21 @@ class Study:
                 wrapped, lambda: torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay), stages,
                 reference, steps, rounds=config.rounds, balance=config.balance, tolerance=config.tolerance,
                 teacher=teacher, distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate,
-                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, on_step=told,
+                seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, deadline=self._deadline(),
+                on_step=told,
                 progress=lambda done, total: progress(done, total, said),
                 on_round=lambda one: log("round", **vars(one)) if log is not None else None,
             ).run()  # fmt: skip
+
+
+def entropy_of(ids: Tensor) -> float:
+    """Of the frequencies of tokens, in nats: the loss of a model that knows these and looks at nothing.
+
+    >>> round(entropy_of(torch.tensor([[1, 1, 2, 2]])), 3)
+    0.693
+    """
+    shares = ids.flatten().bincount().double() / ids.numel()
+    return float(torch.special.entr(shares).sum())
 
 
 def device_for(asked: str) -> torch.device:

@@ -49,6 +49,8 @@ class Loop:
         on_step: told the metrics of every step.
         checkpoint: folder for the state; resumed from if it exists.
         every: seconds between checkpoints.
+        deadline: when it has to end, by ``time.monotonic()``; where steps take longer than was thought, there are
+            fewer, and the schedule ends with them.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Loop:
     on_step: Callable[[Metrics], None] | None = None
     checkpoint: Path | None = None
     every: float = 60.0
+    deadline: float | None = None
     step: int = 0
     """Steps taken."""
     extra: Callable[[], dict[str, Any]] = dict
@@ -77,10 +80,11 @@ class Loop:
         """Train; yields the metrics of every step, after it.
 
         Raises:
-            TrainingError: a loss or gradient is not finite; the last checkpoint is what is left.
+            TrainingError: a loss or gradient is not finite; the last checkpoint is what is left, or the step before.
         """
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._saved = time.monotonic()
+        self._saved = begun = time.monotonic()
+        asked, first = self.steps, self.step
         while self.step < self.steps:
             start = time.monotonic()
             self._set_rate()
@@ -97,6 +101,9 @@ class Loop:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
+            if self.deadline is not None:
+                each = (time.monotonic() - begun) / (self.step - first)
+                self.steps = min(asked, self.step + max(0, int((self.deadline - time.monotonic()) / each)))
             metrics = {
                 "step": self.step, "loss": total, "norm": norm, "lr": self.optimizer.param_groups[0]["lr"],
                 "seconds": time.monotonic() - start,
@@ -115,8 +122,13 @@ class Loop:
 
     def _diverged(self, what: str) -> TrainingError:
         where = f"step {self.step} of {self.steps}, learning rate {self.optimizer.param_groups[0]['lr']:g}"
+        if self.checkpoint is not None and not self._kept() and self._finite():
+            self.save()  # nothing older is there
         kept = f"; the state of an earlier step is in {self.checkpoint}" if self._kept() else ""
         return TrainingError(message(what + kept, where=where, todo="lower the learning rate, or check the data"))
+
+    def _finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for group in self.optimizer.param_groups for p in group["params"])
 
     def _kept(self) -> bool:
         return self.checkpoint is not None and put_back(self.checkpoint) and (self.checkpoint / "state.json").is_file()
@@ -128,15 +140,18 @@ class Loop:
         write_state(
             self.checkpoint,
             {
-                "step": self.step, "steps": self.steps, "peaks": self._peaks, "trained": trained,
+                "step": self.step, "steps": self.steps, "trained": trained,
                 "optimizer": self.optimizer.state_dict(), "batches": self.batches.state_dict(),
-                "random": torch.get_rng_state(), "extra": self.extra(),
+                "random": torch.get_rng_state(), "random_gpu": _gpu_random(), "extra": self.extra(),
             },
         )  # fmt: skip
         self._saved = time.monotonic()
 
     def resume(self) -> dict[str, Any] | None:
-        """Go on from the checkpoint, if there is one; returns its further state.
+        """Go on from the checkpoint, if there is one, at the learning rates of the optimiser as it was passed.
+
+        Returns:
+            The checkpoint's further state; None where there is none.
 
         Raises:
             CheckpointError: it is damaged.
@@ -158,7 +173,13 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
         self.step, self.steps = int(state["step"]), int(state["steps"])
-        self._peaks = [float(peak) for peak in state["peaks"]]
         torch.set_rng_state(state["random"])
+        if state.get("random_gpu") is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_gpu"])
         extra: dict[str, Any] = state["extra"]
         return extra
+
+
+def _gpu_random() -> Tensor | None:
+    """Where dropout on the GPU in use draws from."""
+    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None

@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithm 5 (section 3.5).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,6 +82,7 @@ class Recovery:
         seed: of the draws.
         checkpoint: folder; a stage that was cut off goes on from it.
         every: seconds between checkpoints.
+        deadline: when it has to end, by ``time.monotonic()``; stages share what is left as they share the steps.
         on_step, on_round: told as it goes.
         progress: told the steps that are done, those before a stop among them, and all.
     """
@@ -103,6 +105,7 @@ class Recovery:
     seed: int = 0
     checkpoint: Path | None = None
     every: float = 60.0
+    deadline: float | None = None
     on_step: Callable[[Metrics], None] | None = None
     progress: Callable[[int, int], None] | None = None
     on_round: Callable[[Round], None] | None = None
@@ -126,15 +129,20 @@ class Recovery:
             share = round(self.steps * sum(windows[: number + 1]) / sum(windows))
             before = round(self.steps * sum(windows[:number]) / sum(windows))
             if share > before:
-                self._stage(number, stage, share - before, before)
+                self._stage(number, stage, share - before, before, self._end(windows[number:]))
         return self.history
 
-    def _stage(self, number: int, stage: Stage, steps: int, before: int) -> None:
+    def _end(self, windows: Sequence[int]) -> float | None:
+        """When the first of the stages that are left has to end."""
+        now = time.monotonic()
+        return None if self.deadline is None else now + (self.deadline - now) * windows[0] / sum(windows)
+
+    def _stage(self, number: int, stage: Stage, steps: int, before: int, end: float | None) -> None:
         def told(metrics: Metrics) -> None:
             if self.on_step is not None:
                 self.on_step({"stage": stage.name, **metrics})
             if self.progress is not None:
-                self.progress(before + int(metrics["step"]), self.steps)
+                self.progress(before + int(metrics["step"]), self.steps - steps + loop.steps)
 
         place = None if self.checkpoint is None else self.checkpoint / f"{number}-{stage.name}"
         mixture = Mixture(stage.train, self.batch_size, seed=self.seed + number)
@@ -143,7 +151,7 @@ class Recovery:
             self.model, self.optimizer(), mixture,
             lambda model, batch: causal_loss(model, batch, self.teacher, self.distill), steps,
             accumulate=self.accumulate, clip=self.clip,
-            warm=self.warm, on_step=told, checkpoint=place, every=self.every,
+            warm=self.warm, on_step=told, checkpoint=place, every=self.every, deadline=end,
             extra=lambda: {"rounds": [asdict(one) for one in mine]},
         )  # fmt: skip
         extra = loop.resume()
@@ -151,7 +159,7 @@ class Recovery:
             mine += [Round(**one) for one in extra["rounds"]]
         each = max(1, -(-steps // max(1, self.rounds)))
         running = loop.run()
-        while loop.step < steps:
+        while loop.step < loop.steps:
             if loop.step % each == 0:
                 mine.append(self._judge(stage, len(mine), loop.step))
                 if self._converged(mine):
