@@ -54,7 +54,7 @@ def check(
             message(f"a constant penalty of {strength:g} fades nothing", where=where, todo="pass strength=")
         )
     for name, batches in (("data", data), ("compensate", compensate)):
-        if batches is not None and iter(batches) is batches:
+        if batches is not None and not callable(batches) and iter(batches) is batches:
             what = f"{name}= is a {type(batches).__name__}, which can be read once; every period reads it"
             raise PlanError(message(what, where=where, todo="pass a list, or something else that starts anew"))
     if compensate is not None and carrier != "gates":
