@@ -186,17 +186,38 @@ def test_the_command_resumes_the_run_that_python_made(
     assert wrong.exit_code == 1 and "sets nothing" in wrong.output
 
 
-def test_recovery_by_itself(sheared: shearfx.Sheared, stories: Path, options: Options, tmp_path: Path) -> None:
+def test_recovery_by_itself(
+    sheared: shearfx.Sheared, stories: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its sixth step, and gone on with at half the batch: same steps, same tokens."""
     cut, out = str(sheared.path / "cut"), tmp_path / "out"
-    few = options | {"tokens": 8 * 512}
-    done = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", *flags(few))
+    few = options | {"tokens": 8 * 512, "checkpoint_seconds": 1e-6}
+    log = RunDirectory.log
+
+    def killed(self: RunDirectory, event: str, **values: Any) -> None:
+        if event == "recover" and values["step"] == 6:
+            raise KeyboardInterrupt
+        log(self, event, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "log", killed)
+        stopped = invoke("recover", cut, "--original", str(stories), "-o", str(out), *flags(few))
+        assert stopped.exit_code != 0
+    half = ["--set", "batch_size=2", "--set", "accumulate=2"]
+    done = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", "--resume", *half)
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert record["cut"] == sheared.record["cut"]
+    assert record["cut"] == sheared.record["cut"] and record["budget"]["steps"] == 8
     (source,) = record["cut"]["losses"]
     assert record["recover"]["losses"][source] < record["cut"]["losses"][source]
-    loaded = shearfx.load(out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "recover"] == list(range(1, 9))
+    assert [line["batch_size"] for line in lines if line["event"] == "options"] == [[4, 2]]
+    loaded = shearfx.load(out / "model")
     assert sum(p.numel() for p in loaded.parameters()) == record["recover"]["parameters"]
+    assert "perplexity" in (out / "report.html").read_text()
+    again = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", "--resume")
+    assert json.loads(again.stdout)["recover"] == record["recover"], "nothing is left to do"
     refused = invoke("recover", str(stories), "--original", str(stories), "-o", str(tmp_path / "x"), *flags(few))
     assert refused.exit_code == 1 and "shearfx did not cut this model" in refused.output
 
@@ -209,3 +230,11 @@ def test_knowledge_by_itself(stories: Path, options: Options, tmp_path: Path) ->
     assert done.output.count("unprunable") == 1
     found = KnowledgeDistribution.load(out)
     assert len(found.rows) == 5 and len(found.unprunable(0.2)) == 1
+    # pruning by itself reads it, and so does a run
+    plan = tmp_path / "plan.json"
+    prune = ("prune", str(stories), "-o", str(plan), "--plan-only", "--kinds", "ffn", "--form", "fx")
+    assert invoke(*prune, "--knowledge", str(out)).exit_code == 0
+    (whole,) = found.unprunable()
+    assert whole not in {cut.name for cut in PruningPlan.from_json(plan.read_text()).cuts}
+    lone = invoke(*prune[:3], str(tmp_path / "y"), *prune[4:], "--gamma", "0.2")
+    assert lone.exit_code == 1 and "pass --knowledge FILE" in lone.output

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shearfx.cli.console import AsJson, Debug, talking
 from shearfx.cli.opening import Model, open_model
-from shearfx.cli.shear import Many, configured
+from shearfx.cli.shear import Many, Resume, configured
 from shearfx.errors import CheckpointError, PlanError, message
 
 if TYPE_CHECKING:
@@ -87,30 +87,34 @@ def _show(console: Console, found: KnowledgeDistribution) -> None:
 def recover(
     model: Model,
     original: Annotated[str, typer.Option(help="The full model that MODEL was cut from.", show_default=False)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must not exist.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.", show_default=False)],
     pretrain: Pretrain = None,
     instruct: Instruct = None,
     minutes: Annotated[float | None, typer.Option(help="Wall clock.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Or: tokens to train on.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or: optimiser steps.")] = None,
     config: Config = None,
     option: Set = None,
+    resume: Resume = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Teach MODEL, cut from ORIGINAL by shearfx, what it lost (LoRAShear, Algorithm 5)."""
+    """Teach MODEL, cut from ORIGINAL by shearfx, what it lost (LoRAShear, Algorithm 5): OUT/model is the result."""
     with talking(as_json, debug) as talk:
         from shearfx.pipeline.stages import recover_model
+        from shearfx.viz.report.beside import report_beside
 
-        given = {"pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens}
-        chosen = configured(config, given, option)
-        if not pretrain and not instruct and not chosen.pretrain and not chosen.instruct:
+        given = {"pretrain": pretrain, "instruct": instruct, "minutes": minutes, "tokens": tokens, "steps": steps}
+        chosen = configured(config, given, option, resumed=out if resume else None)
+        if not chosen.pretrain and not chosen.instruct:
             raise PlanError(message("there is nothing to learn from", todo="pass --pretrain or --instruct"))
-        record = recover_model(model, original, out, chosen, talk)
+        record = recover_model(model, original, out, chosen, talk, resume=resume)
+        report_beside(out, talk.note)
 
         def show(console: Console) -> None:
             from shearfx.cli.shear import show_run
 
             show_run(console, record)
-            console.print(f"model: {out}", markup=False, soft_wrap=True)
+            console.print(f"model: {out / 'model'}", markup=False, soft_wrap=True)
 
         talk.result({"path": str(out), **record}, show)

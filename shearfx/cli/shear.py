@@ -19,9 +19,10 @@ from shearfx.errors import PlanError, message
 if TYPE_CHECKING:
     from shearfx.config import ShearConfig
 
-__all__ = ["Many", "configured", "shear", "show_run"]
+__all__ = ["Many", "Resume", "configured", "shear", "show_run"]
 
 Many = list[str] | None
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder, by its options.")]
 
 
 def shear(

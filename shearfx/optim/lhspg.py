@@ -70,9 +70,9 @@ class LHSPG(Wrapping, Results):
             :func:`shearfx.measure_time` found, for time on this machine (an amount is in femtoseconds then).
         warmup, periods, period_length: optimiser steps before the first period, periods, steps of each (lines 1, 3,
             5).
-        saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice,
-            ``"loraprune"`` is a moving average over all of them; any other, and these with ``data``, is a registered
-            name or a :class:`shearfx.saliency.Saliency`, computed when a period begins (line 4).
+        saliency: ``"fisher"`` and ``"taylor"`` are collected from the training steps since the last choice, of the
+            loss as a gradient scaler scaled it; ``"loraprune"`` is a moving average over all of them; any other, and
+            these with ``data``, is a registered name or a saliency, computed when a period begins (line 4).
         data, loss: for saliencies that run the model; ``data`` is read anew each period, so it is no generator, but
             batches, or a function from the period's number (from 0) to its batches.
         scores: fixed scores instead, by name of group.
@@ -194,9 +194,7 @@ class LHSPG(Wrapping, Results):
         self.stand_ins = None if compensate is None else StandingIn(self.gates, self.adapters, compensate)
         self.ranking: Ranking = ranking or self.scorer.unit
         self.steps = 0
-        """Optimiser steps taken."""
         self.picks: list[Redundant] = []
-        """What each period picked, by group; faded or fading."""
         self.history: list[dict[str, Any]] = []
         """One entry for each period: step, structures picked, what is saved then, their saliency beside the rest."""
         # what does not compile or load is known now, not in the middle of a step
@@ -217,10 +215,8 @@ class LHSPG(Wrapping, Results):
         Raises:
             PlanError: a saliency cannot tell structures apart (all scores equal, or nothing collected yet).
         """
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
+        with torch.enable_grad():
+            value = None if closure is None else closure()
         moment = self.schedule.at(self.steps)
         running = 0 <= moment.period < self.schedule.periods
         self.scorer.flush()
@@ -240,12 +236,16 @@ class LHSPG(Wrapping, Results):
             self.on_period(self, moment.period)
         return value
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As ever; backward passes that no step followed, as a gradient scaler skipped it, do not count as scores."""
+        super().zero_grad(set_to_none)
+        self.scorer.discard()
+
     def _pick(self, period: int) -> None:
         """Line 4: the least salient of what is still important become redundant."""
         share, of = self.schedule.share(period)
-        amount = self.amount * share / of
-        if self.unit == "structures":
-            amount = self.amount * share // of  # whole ones
+        whole = self.unit == "structures"
+        amount = self.amount * share // of if whole else self.amount * share / of
         scores, before = self.scorer.take(period), self.redundant
         asked.check_scores(scores, before)
         chosen, saved = self.chooser.choose(amount, scores, self.ranking, before)
@@ -258,8 +258,7 @@ class LHSPG(Wrapping, Results):
         if self.stand_ins is not None:
             self.stand_ins.fit(self.fading, self.redundant)
         self.scorer.reset()
-        picked = sum(map(len, new.values()))
-        seen = saliency_at_pick(self.chooser.groups, scores, new, before)
+        picked, seen = sum(map(len, new.values())), saliency_at_pick(self.chooser.groups, scores, new, before)
         self.history.append({"step": self.steps, "period": period, "picked": picked, "saved": saved, "saliency": seen})
 
     def _end_period(self, period: int) -> None:

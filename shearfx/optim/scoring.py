@@ -110,6 +110,11 @@ class Scorer:
             self.total.add_sums(add_up(self.collector.sums()))
             self.collector.reset()
 
+    def discard(self) -> None:
+        """The backward passes since the last step lead to none."""
+        if self.collector is not None:
+            self.collector.reset()
+
     def take(self, period: int) -> Scores:
         """The scores for the choice that begins a period; collecting starts anew with :meth:`reset`.
 

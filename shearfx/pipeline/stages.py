@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from shearfx.analysis import trace
 from shearfx.architectures import config_of
-from shearfx.atomic import PLAN_FILE, check_free
+from shearfx.atomic import PLAN_FILE
 from shearfx.checkpoints import save
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, PlanError, TrainingError, message
@@ -18,6 +19,7 @@ from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.tellers import Teller
 from shearfx.pruning_plan import PruningPlan
+from shearfx.run_directory import PLAN, RunDirectory
 from shearfx.selection import Selection, select
 
 
@@ -50,15 +52,18 @@ def measure_knowledge(
         )  # fmt: skip
 
 
-def recover_model(small: str, original: str, out: Path, config: ShearConfig, teller: Teller) -> dict[str, Any]:
+def recover_model(
+    small: str, original: str, out: Path, config: ShearConfig, teller: Teller, *, resume: bool = False
+) -> dict[str, Any]:
     """Algorithm 5 on its own: read a model that shearfx cut, teach it, write it beside its plan.
 
     Args:
         small: folder that shearfx wrote.
         original: the full model, as :func:`shearfx.models.load_model` takes it.
-        out: folder to write; must not exist.
+        out: the run's folder (see :class:`shearfx.run_directory.RunDirectory`); the model lies in ``model`` in it.
         config: data, budget and options of recovery; the rest is not looked at.
         teller: told how it goes.
+        resume: go on with a run that was cut off.
 
     Returns:
         What ``dense``, ``cut`` and ``recover`` are in a run's record.
@@ -66,33 +71,54 @@ def recover_model(small: str, original: str, out: Path, config: ShearConfig, tel
     Raises:
         ShearError: anything that stands against it.
     """
-    check_free(out, overwrite=False)
     plan_file = Path(small).expanduser() / PLAN_FILE
     if not plan_file.is_file():
         what, todo = f"there is no {PLAN_FILE} in it: shearfx did not cut this model", "name the folder that it wrote"
         raise CheckpointError(message(what, where=small, todo=todo))
-    plan = PruningPlan.from_json(plan_file.read_text(encoding="utf-8"))
-    with teller.step("loading both models"):
-        full, cut = load_model(original), load_model(small)
-    names = {name for name, _ in full.module.named_parameters(remove_duplicate=False)}
-    if not {name for name, _ in cut.module.named_parameters(remove_duplicate=False)} <= names:
-        what = f"{type(full.module).__name__} from {original} is not what {small} was cut from"
-        raise TrainingError(message(what, todo="name the model that was pruned"))
     if config.merge == "never":
         todo = "set merge: end; a run of `shearfx shear` keeps its adapter"
         raise PlanError(message("recovery by itself merges what it learnt", where="merge: never", todo=todo))
-    study = Study(full.module.eval(), cut.tokenizer or full.tokenizer, config, teller)
+    plan = PruningPlan.from_json(plan_file.read_text(encoding="utf-8"))
+    run = RunDirectory(out, f"{small}, cut from {original}", config, resume=resume)
+    if not run.done("recover"):
+        run.write(PLAN, plan.to_json())
+        _recover(_Pair(small, original, teller), plan, run, config, teller)
+    return run.records
+
+
+class _Pair:
+    """A cut model and the full one."""
+
+    def __init__(self, small: str, original: str, teller: Teller) -> None:
+        with teller.step("loading both models"):
+            self.full, self.cut = load_model(original), load_model(small)
+        self.read_full = lambda: load_model(original).module
+        self.read_cut = lambda: load_model(small).module
+        names = {name for name, _ in self.full.module.named_parameters(remove_duplicate=False)}
+        if not {name for name, _ in self.cut.module.named_parameters(remove_duplicate=False)} <= names:
+            what = f"{type(self.full.module).__name__} from {original} is not what {small} was cut from"
+            raise TrainingError(message(what, todo="name the model that was pruned"))
+
+
+def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearConfig, teller: Teller) -> None:
+    full, cut = both.full.module.eval(), both.cut.module
+    study = Study(full, both.cut.tokenizer or both.full.tokenizer, config, teller)
     study.read()
-    held = study.hold(full.module, lambda: load_model(original).module)
-    compact = study.hold(cut.module, lambda: load_model(small).module)
-    with memory_guard("judging and recovering", config):
-        record: dict[str, Any] = {"dense": study.judge(held.work, "dense")}
-        record["cut"] = study.judge(compact.work, "cut")
+    held, compact = study.hold(full, both.read_full), study.hold(cut, both.read_cut)
+    with memory_guard("judging and recovering", config, str(run.path) if run.records else ""):
+        for name, one in (("dense", held), ("cut", compact)):
+            if not run.done(name):
+                run.finish(name, study.judge(one.work, name))
         teacher = study.teacher_of(held.work) if config.distill > 0 else None
         if teacher is None:
             held.release()
-        steps = study.steps(lambda: compact.work, teacher)
-        model = study.recover(compact, record["dense"]["losses"], steps, teacher)
-        save(model, plan, out, tokenizer=study.tokenizer, original_config=config_of(full.module))
-        record["recover"] = study.judge(study.hold(model).work, "recovered")
-    return record
+        if not run.done("budget"):
+            run.finish("budget", {"steps": study.steps(lambda: compact.work, teacher)})
+        model = study.recover(
+            compact, run.records["dense"]["losses"], run.records["budget"]["steps"], teacher,
+            state=run.path / "state" / "recover", log=run.log,
+        )  # fmt: skip
+        save(model, plan, run.path / "model", tokenizer=study.tokenizer, original_config=config_of(full),
+             overwrite=True)  # fmt: skip
+        found = study.judge(study.hold(model).work, "recovered")
+    run.finish("recover", found | {"minutes": (time.monotonic() - study.start) / 60})
