@@ -51,8 +51,12 @@ def options(text: Path, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+ANALYSED: dict[tuple[str, str, str], Known] = {}
+"""What a process found out about models of one configuration, by options that it depends on."""
+
+
 class Runs:
-    """Runs with one model, analysed once."""
+    """Runs with one model; all of one configuration are analysed once."""
 
     def __init__(self, model: Path, text: Path) -> None:
         self.model, self.text = model, text
@@ -66,9 +70,12 @@ class Runs:
         teller = teller or Silent()
         loaded, reopen = given(model or str(self.model), byte_tokenizer(), teller)
         run = RunDirectory(out, loaded.source, config, resume=resume)
-        shearing = Shearing(loaded, config, run, teller, self.known.get(config.scope), reopen)
+        key = (loaded.module.config.to_json_string(), config.scope, str((config.kinds, config.exclude)))
+        known = self.known.get(config.scope) or ANALYSED.get(key)
+        shearing = Shearing(loaded, config, run, teller, known, reopen)
         if not config.layers:  # else it is the shorter model whose analysis takes long
-            self.known.setdefault(config.scope, (shearing.graph, shearing.tied))
+            ANALYSED.setdefault(key, (shearing.graph, shearing.tied))
+            self.known.setdefault(config.scope, ANALYSED[key])
         with patch("shearfx.pipeline.cutting.TURNS", 1):
             return shearing.run()
 
