@@ -178,25 +178,6 @@ def test_a_state_of_another_run_is_refused(changed: dict[str, Any], said: str) -
 # -- what else drives an optimiser ------------------------------------------------------------------------------
 
 
-def test_a_step_that_a_scaler_skips_does_not_count() -> None:
-    model = fresh("llama", {})
-    opt = make("llama", model, {"saliency": "fisher", "merge": "never"})
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    steps = []
-    for step in range(10):
-        loss = loss_of("llama", model, step)
-        if step in (0, 2, 5):
-            loss = loss * float("inf")
-        opt.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(opt)
-        scaler.update()
-        steps.append(opt.steps)
-    assert steps == [0, 1, 1, 2, 3, 3, 4, 5, 6, 7]
-    assert sum(map(len, opt.zeros.values())) == 9
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
 def test_schedulers_closures_and_groups_of_parameters() -> None:
     name = "perceptron"
     model, plain = fresh(name), fresh(name)
