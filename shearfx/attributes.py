@@ -136,8 +136,10 @@ class _Search:
         self.expected, self.module = of_plan(graph, masks, plan.shapes_after(), memory.sizes, self.table)
         self.kinds = frozenset(cut.kind for cut in plan.cuts)
         self.tried: dict[frozenset[tuple[Variable, int]], Failure | None] = {}
-        self.best: Failure | None = None
+        self.best: tuple[Failure, Assignment] | None = None
         """The failure that came farthest: it says what really stands against the cut."""
+        self.lines = False
+        """Whether failures say in which line of code."""
 
     def run(self) -> Solution:
         for start in self._starts():
@@ -145,7 +147,10 @@ class _Search:
             if found is not None:
                 self._keep(found)
                 return Solution(self._values(found), tries=len(self.tried))
-        failure = self.best or Failure("")
+        failure = Failure("")
+        if self.best is not None:
+            self.lines = True  # costs a third more, hence now only
+            failure = self._judge(self.best[1]) or self.best[0]
         return Solution(ok=False, reason=failure.reason, where=failure.where, tries=len(self.tried))
 
     def _starts(self) -> Iterator[Assignment]:
@@ -192,8 +197,8 @@ class _Search:
         if key not in self.tried:
             self.tried[key] = self._judge(assignment)
             failure = self.tried[key]
-            if failure is not None and (self.best is None or _far(failure) > _far(self.best)):
-                self.best = failure
+            if failure is not None and (self.best is None or _far(failure) > _far(self.best[0])):
+                self.best = failure, assignment
         return self.tried[key]
 
     def _judge(self, assignment: Assignment) -> Failure | None:
@@ -208,7 +213,7 @@ class _Search:
 
     def _compare(self) -> Failure | None:
         try:
-            actual = capture(self.small, self.memory.call)
+            actual = capture(self.small, self.memory.call, lines=self.lines)
         except CaptureError as error:
             if error.partial is None:
                 return Failure(str(error), error.where, error.paths)
@@ -229,7 +234,7 @@ class _Search:
         if key in self.memory.probed:
             return None
         for probe in self.probes:
-            failure = check_probe(probe, self.small, self.plan)
+            failure = check_probe(probe, self.small, self.plan, self.lines)
             if failure is not None:
                 return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9, ran=True)
         if self.probes:

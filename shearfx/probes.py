@@ -41,7 +41,7 @@ def probes_of(full: nn.Module, call: dict[str, Any], log: dict[tuple[str, str], 
     for name, arguments, attention, forward in _calls(full, call):
         try:
             with _attention(full, attention), recording(full) as reads:
-                traced = capture(full, arguments, forward(full))
+                traced = capture(full, arguments, forward(full), lines=False)
         except CaptureError:
             continue  # the uncut model cannot do that, so neither need the cut one
         for key, value in reads.items():
@@ -146,11 +146,11 @@ def _attention(model: Any, name: str | None) -> Iterator[None]:
             config._attn_implementation = {"": own}
 
 
-def check_probe(probe: Probe, small: nn.Module, plan: PruningPlan) -> Failure | None:
-    """Whether the cut model does in this call what it should."""
+def check_probe(probe: Probe, small: nn.Module, plan: PruningPlan, lines: bool = True) -> Failure | None:
+    """Whether the cut model does in this call what it should; ``lines``: and if not, in which line of code."""
     try:
         with _attention(small, probe.attention):
-            actual = capture(small, probe.call, probe.forward(small))
+            actual = capture(small, probe.call, probe.forward(small), lines=lines)
     except CaptureError as error:
         return Failure(str(error), error.where, error.paths)
     norms = {c.weight for c in probe.graph.composed} if probe.graph is not None else set()

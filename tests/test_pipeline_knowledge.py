@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def test_what_it_found_crucial_stays_whole(runs: Runs, tmp_path: Path) -> None:
-    less = {"tokens": 0, "ratio": 0.1, "cuts": 1, "compensation": "none"}
+    less: dict[str, Any] = {"tokens": 0, "ratio": 0.1, "cuts": 1, "compensation": "none"}
     free = runs(tmp_path / "free", **less)
     graph = runs.known["global"][0]
     names = [group.name for group in graph.groups if group.kind == "ffn"]
@@ -60,7 +61,7 @@ def test_an_adapter_of_another_base_is_doubted(tmp_path: Path, trained: str, dou
     from tests.tiny_tokenizers import byte_tokenizer
 
     base = load_model(str(write_model(tmp_path / "model"))).module
-    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))  # type: ignore[arg-type]
+    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     wrapped.peft_config["default"].base_model_name_or_path = trained
     teller = Telling()
     given(wrapped, byte_tokenizer(), teller)

@@ -70,7 +70,8 @@ class Runs:
         teller = teller or Silent()
         loaded, reopen = given(model or str(self.model), byte_tokenizer(), teller)
         run = RunDirectory(out, loaded.source, config, resume=resume)
-        key = (loaded.module.config.to_json_string(), config.scope, str((config.kinds, config.exclude)))
+        sizes: Any = loaded.module.config
+        key = (sizes.to_json_string(), config.scope, str((config.kinds, config.exclude)))
         known = self.known.get(config.scope) or ANALYSED.get(key)
         shearing = Shearing(loaded, config, run, teller, known, reopen)
         if not config.layers:  # else it is the shorter model whose analysis takes long
