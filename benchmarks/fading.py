@@ -50,7 +50,6 @@ FADED = PLAIN | {"prune_share": 0.5}
 CHOICES = {
     "at once, LHSPG's choice": "LHSPG, 5 periods",
     "at once, compensated LHSPG's choice": "LHSPG, 5 periods, compensated, distilled",
-    "at once, compensated LHSPG's choice, drawn labels": "LHSPG, 5 periods, compensated, distilled, drawn labels",
 }
 """Methods that cut at once what another one chose."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -71,9 +70,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "LHSPG, 1 period": FADED | {"periods": 1},
     "LHSPG, 5 periods, distilled": FADED | {"distill": 0.5},
     "LHSPG, 5 periods, compensated, distilled": FADED | {"compensation": True, "distill": 0.5},
-    "LHSPG, 5 periods, compensated, distilled, drawn labels": FADED
-    | {"compensation": True, "distill": 0.5, "scoring_labels": "model"},
-    "at once, compensated LHSPG's choice, drawn labels": PLAIN,
     "LHSPG, 5 periods, compensated_fisher": FADED
     | {"compensation": True, "distill": 0.5, "saliency": "compensated_fisher"},
     "LHSPG, 5 periods, half-space 0.9": FADED | {"half_space_eps": 0.9},

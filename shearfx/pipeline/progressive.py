@@ -24,7 +24,6 @@ from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory
 from shearfx.saliency import find
-from shearfx.saliency.fisher import Fisher
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
 from shearfx.training.losses import Teacher
@@ -90,12 +89,11 @@ def prune_progressively(
 
 
 def _scoring(study: Study, model: nn.Module) -> Callable[[int], Iterable[Any]] | None:
-    """What each period's scores are computed on; nothing where training itself brings them."""
-    config, proxy = study.config, find(study.config.saliency)
-    drawn = isinstance(proxy, Fisher) and config.scoring_labels == "model"  # training has the text's labels
-    if config.saliency in ACCUMULATED and not drawn:
+    """What each period's scores are computed on; nothing where training itself brings them, which did no worse than
+    passes with labels drawn from the full model's word (SmolLM2, 20%, 41 k tokens: 4.250 nats against 4.272)."""
+    if study.config.saliency in ACCUMULATED:
         return None
-    return ScoringData(study, model, proxy, config.periods).of
+    return ScoringData(study, model, find(study.config.saliency), study.config.periods).of
 
 
 def _inner_teacher(wrapped: Any, optimizer: LHSPG) -> Teacher:
