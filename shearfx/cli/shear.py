@@ -133,7 +133,7 @@ def show_run(console: Console, record: dict[str, Any]) -> None:
         perplexities = [f"{math.exp(min(record[name]['losses'][source], 700)):.2f}" for name in stages]
         rows.append((f"perplexity, {source}", perplexities))
     for what, (before, after) in _saved(record.get("speed", {})).items():
-        at = {"dense": before, "recover": after}
+        at = {"dense": before, "cut": after, "recover": after}  # training changes no shapes
         rows.append((what, [at.get(name, "") for name in stages]))
     memory = record.get("memory", {})
     weights = {"dense": memory.get("weights", {}).get("dense"), "recover": memory.get("weights", {}).get("recovered")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class Scorer:
         if self.collects or scores is not None or not self.groups:
             self.name, self.saliency = str(getattr(saliency, "name", saliency)), None
         else:
-            self.saliency = saliencies.find(saliency)
+            self.saliency = copy.copy(saliencies.find(saliency))  # a caller's stays as it is
             self.name, self.saliency.kernels = self.saliency.name, kernels
         own = self.saliency
         self.average = own.average(graph, model, groups) if brought and isinstance(own, LoraPrune) else None
