@@ -54,3 +54,23 @@ def test_the_cut_model_computes_what_the_gated_one_did(runs: Runs, tmp_path: Pat
 def test_weights_that_fade_are_not_refitted(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="refitted"):
         runs(tmp_path / "run", prune_share=0.5, carrier="weights", compensation=True)
+
+
+def test_lhspg_by_itself_takes_all_steps_and_leaves_what_it_cut(runs: Runs, tmp_path: Path) -> None:
+    sheared = runs(tmp_path / "run", prune_share=1.0, periods=2, tokens=None, steps=7)
+    assert sheared.record["budget"] == {"steps": 7}
+    assert sheared.record["recover"]["losses"] == sheared.record["cut"]["losses"]
+    left = shearfx.load(tmp_path / "run" / "cut").state_dict()
+    assert all(torch.equal(value, left[name]) for name, value in sheared.model.state_dict().items())
+
+
+def test_scores_that_are_all_equal_are_refused_before_anything_is_trained(runs: Runs, tmp_path: Path) -> None:
+    def alike(self: Any, graph: Any, model: Any, *, groups: Any, **_: Any) -> dict[str, Tensor]:
+        return {group.name: torch.ones(group.size) for group in groups}
+
+    with (
+        patch("shearfx.saliency.plain.Magnitude.score", alike),
+        patch("shearfx.pipeline.progressive.Loop.run", side_effect=AssertionError("it trains")),
+        pytest.raises(PlanError, match="all structures of every group score alike"),
+    ):
+        runs(tmp_path / "run", prune_share=0.5, saliency="magnitude")
