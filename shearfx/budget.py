@@ -132,7 +132,15 @@ def structure_budget(groups: Iterable[Group]) -> Budget:
 
 
 def time_budget(graph: Graph, time: RunningTime) -> Budget:
-    """Femtoseconds of a run: each parameter at its rate, and the rest, which no cut saves."""
+    """Femtoseconds of a run: each parameter at its rate, and the rest, which no cut saves.
+
+    Raises:
+        PlanError: the measurement is of another model.
+    """
+    strangers = time.rates.keys() - {tensor.name for tensor in graph.parameters()}
+    if strangers:
+        what = f"the time was measured of another model: it has a parameter {min(strangers)!r}"
+        raise PlanError(message(what, where="unit=", todo="pass unit=shearfx.measure_time(graph, model) of this one"))
     products = [
         dataclasses.replace(product, factor=product.factor * rate)
         for product in _parameters(graph)

@@ -29,8 +29,8 @@ class ShearConfig:
     """What the ratio counts: parameters, operations of the traced call, or the time of a generation on this machine,
     measured by kind of structure and by layer; what goes is then what costs the least loss per millisecond."""
     milliseconds: float | None = None
-    """What a generation (128 tokens of a prompt, 24 new ones) may take on this machine afterwards; the ratio follows
-    from it, and the unit."""
+    """What a generation (128 tokens of a prompt, 24 new ones) may take on this machine afterwards, in the dtype of
+    training; the ratio follows from it, and the unit."""
     of: Literal["all", "without_embeddings"] = "all"
     """What the ratio is a share of: all unique parameters, or those outside of embeddings."""
     kinds: tuple[str, ...] = ("ffn", "heads")

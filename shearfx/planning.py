@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 import shearfx.saliency as saliencies
+from shearfx.achieved import achieved_in
 from shearfx.budget import budget_of, open_sizes
 from shearfx.errors import PlanError, message
 from shearfx.gradients import Loss
@@ -119,13 +120,11 @@ def plan(
         kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}
         result = of_cuts(graph, kept, asked=ratio, options=dict(options))
         if unit != "params":
-            result.options["achieved_params"] = result.achieved
             if isinstance(unit, RunningTime):
                 result.options.update({"milliseconds": unit.total, "timed": unit.what})
             else:
                 result.options.update({"flops": budget.total, "flops_sizes": open_sizes(graph)})
-            result = dataclasses.replace(result, achieved=spender.saved / budget.total)
-        return result
+        return achieved_in(result, graph, unit)
 
     if model is None or form != "module":
         return spent_on(tied)

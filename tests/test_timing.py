@@ -22,6 +22,7 @@ from shearfx.construction import construct_graph
 from shearfx.depth import find_layers
 from shearfx.errors import PlanError
 from shearfx.graph import Graph
+from shearfx.optim import LHSPG
 from shearfx.pruning_plan import of_cuts
 from shearfx.running_time import FEMTOSECONDS, RunningTime, amount_text
 from shearfx.selection import Selection, select
@@ -292,3 +293,25 @@ def test_layers_count_in_the_unit(runs: Runs, tmp_path: Path, unit: str) -> None
     if unit == "flops":
         flops = sheared.record["speed"]["flops"]
         assert flops["recovered"] == pytest.approx(0.6 * flops["dense"], rel=0.02)
+
+
+def test_the_time_of_another_model_is_refused() -> None:
+    time = RunningTime(3.0, {"model.layers.0.mlp.w1.weight": 1e-3})
+    with pytest.raises(PlanError, match=r"of another model: it has a parameter 'model\.layers\.0\.mlp\.w1\.weight'"):
+        shearfx.plan(llama()[1], 0.2, "random", unit=time, form="fx")
+
+
+@pytest.mark.parametrize("unit", ["params", "flops", "structures", "time"])
+def test_what_lhspg_achieves_is_counted_in_the_unit_that_it_is_asked_for(unit: str) -> None:
+    model, graph = llama()
+    time = RunningTime(0.2, {t.name: 1e-5 for t in graph.parameters() if "mlp" in t.name})
+    scores = {group.name: torch.arange(group.size, dtype=torch.float64) for group in graph.groups}
+    asked: Any = time if unit == "time" else unit
+    optimizer = LHSPG(graph, model, target=0.2, unit=asked, warmup=0, periods=1, period_length=1, scores=scores,
+                      kinds=("ffn",), form="fx")  # fmt: skip
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    plan = optimizer.plan()
+    optimizer.detach()
+    assert plan.asked == pytest.approx(0.2, abs=0.01) and plan.achieved == pytest.approx(plan.asked, abs=0.02)
+    assert plan.achieved_params == of_cuts(graph, {cut.name: cut.kept for cut in plan.cuts}).achieved

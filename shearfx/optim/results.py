@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from shearfx.achieved import achieved_in
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.graph import Graph
@@ -84,6 +85,7 @@ class Results:
             kept[group.name] = [i for i in range(group.size) if i not in out]
         options = {"unit": unit_name(self.unit), "saliency": self.scorer.name}
         plan = of_cuts(self.graph, kept, asked=self.amount / max(self.chooser.total, 1), options=options)
+        plan = achieved_in(plan, self.graph, self.unit, self.chooser.groups)
         with self.detached():  # the class is followed as it is without them
             return expressed(self.graph, self.model, plan, self.form)
 

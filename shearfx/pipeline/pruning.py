@@ -5,7 +5,6 @@ Source: LoRAShear, Algorithms 3 and 4.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shearfx.achieved import achieved_in
 from shearfx.attributes import settle
 from shearfx.errors import PlanError, message
 from shearfx.graph import Group
@@ -259,10 +259,7 @@ class Pruning:
         options = {"saliency": config.saliency, "ratio": self.subject.ratio, "unit": config.counts, "of": config.of,
                    "recipe": config.recipe}  # fmt: skip
         plan = of_cuts(graph, kept, asked=self.subject.amount / max(self.subject.total, 1), options=options)
-        if config.counts == "params":
-            return plan
-        options["achieved_params"] = plan.achieved
-        return dataclasses.replace(plan, achieved=self.subject.share_saved(kept))
+        return achieved_in(plan, graph, self.subject.unit)
 
     def _check_scores(self, tied: list[Tied]) -> None:
         """Refuse scores that are all equal before LHSPG trains; of what training itself brings, it is seen then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -150,12 +150,6 @@ class Subject:
         """What is still to go, in the budget's unit."""
         whole = self.full.total if self.config.of == "all" else self.full.count.without_embeddings
         return round(self.ratio * whole) - (self.full.total - self.total)
-
-    def share_saved(self, kept: Mapping[str, Sequence[int]]) -> float:
-        """What goes where so much of groups is kept, as a share of this model in the budget's unit."""
-        budget = budget_of(self.graph, self.unit, ())
-        sizes = {group.atom: len(kept[group.name]) for group in self.graph.groups if group.name in kept}
-        return 1 - budget.cost(range(len(budget.products)), sizes) / budget.total
 
     def price(self, layer: Layer) -> int:
         """What a layer holds, does or takes, in the budget's unit."""
