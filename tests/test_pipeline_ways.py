@@ -54,6 +54,7 @@ CHAT = (
 """Short enough for windows of a few dozen bytes."""
 
 
+@pytest.mark.usefixtures("plain")  # the model is analysed by then, as it lies in its folder
 def test_instructions_come_after_text(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Algorithm 5, line 2: both stages learn, and both sources are judged all along."""
     monkeypatch.setattr("tests.tiny_runs.byte_tokenizer", lambda: byte_tokenizer(chat=CHAT))
