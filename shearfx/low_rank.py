@@ -8,6 +8,7 @@ Source: LoRAShear, section 3.3 (``x + gamma * B * A``, gamma being LoRA's scalin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -154,10 +155,15 @@ def plain_weight(module: nn.Module) -> Tensor:
     if isinstance(weight, Tensor) and weight.is_floating_point():
         return weight.detach()
     plain = None
+    if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+        what = f"bitsandbytes packed the weight of a {type(module).__name__} anew for inference, which PEFT misreads"
+        todo = "call model.train() before the model runs for the first time"
+        raise PlanError(message(what, todo=todo))
     if weight is not None or hasattr(module, "W_q"):
         from peft.utils import integrations
 
-        plain = integrations.dequantize_module_weight(module)
+        with _restored(module):
+            plain = integrations.dequantize_module_weight(module)
     if not isinstance(plain, Tensor) or not plain.is_floating_point():
         kind = getattr(weight, "dtype", "no weight of its own")
         raise PlanError(
@@ -167,6 +173,20 @@ def plain_weight(module: nn.Module) -> Tensor:
             )
         )
     return plain.detach()
+
+
+@contextlib.contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """On a CPU, PEFT puts a weight of bitsandbytes' back by a copy that has lost its scale (PEFT 0.21)."""
+    weight, state = module._parameters.get("weight"), getattr(module, "state", None)
+    kept = [(one, dict(vars(one))) for one in (weight, state) if one is not None and hasattr(one, "__dict__")]
+    try:
+        yield
+    finally:
+        if weight is not None:
+            module._parameters["weight"] = weight
+        for one, values in kept:
+            vars(one).update(values)
 
 
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:
