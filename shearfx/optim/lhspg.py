@@ -183,11 +183,8 @@ class LHSPG(Wrapping, Results):
         def find(fading: Mapping[str, torch.Tensor]) -> Any:
             return slices_of(graph, model, self.adapters, fading)
 
-        self.carrier: Carrier = (
-            GateCarrier(self.gates, find, rule, kernels)
-            if carrier == "gates"
-            else KernelWeightCarrier(find, rule, kernels)
-        )
+        how = find, rule, kernels
+        self.carrier: Carrier = GateCarrier(self.gates, *how) if carrier == "gates" else KernelWeightCarrier(*how)
         asked.check_gated(self.gates, self.adapters)
         if groups and rule.looks:
             asked.check_readable(self.adapters)
