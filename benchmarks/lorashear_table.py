@@ -4,7 +4,9 @@
 
 Methods, ratios and seeds stand in ``lorashear_table.yaml``. Trained on C4 (rows 0 to 1599 of the file) and Alpaca;
 judged on WikiText-2, on the rest of C4, and on eight zero-shot tasks. Each run has a folder under ``--runs`` and goes
-on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again.
+on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again. Speeds are
+those of the moment: ``--time`` measures them again for the rows whose models are under ``--runs``, on a machine that
+does nothing else by then.
 """
 
 from __future__ import annotations
@@ -61,13 +63,15 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=settings["ratios"])
     parser.add_argument("--seeds", type=int, nargs="+", default=settings["seeds"])
     parser.add_argument("--tokens", type=int, default=settings["common"]["tokens"])
+    parser.add_argument("--time", action="store_true", help="time finished models again, run nothing")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: Path = options.rows
     rows.mkdir(parents=True, exist_ok=True)
     settings["common"]["tokens"] = options.tokens
     asked = itertools.product(options.seeds, options.ratios, options.methods)
-    todo = [what for what in asked if not (rows / row_file(*what, options.tokens)).exists()]
+    names = {what: row_file(*what, options.tokens) for what in asked}
+    todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
     dense = rows / f"{DENSE}.json"
     if todo or not dense.exists():
         bench = Bench(options.data, options.runs, settings, options.model)
@@ -75,9 +79,14 @@ def main() -> None:
             found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, "dense")
             dense.write_text(json.dumps(found, indent=1) + "\n")
         for done, (seed, ratio, method) in enumerate(todo, 1):
-            row = bench.row(seed, ratio, method)
-            (rows / row_file(seed, ratio, method, options.tokens)).write_text(json.dumps(row, indent=1) + "\n")
-            print(f"[{done}/{len(todo)}] {ratio} {method}: {row['perplexity']}", file=sys.stderr, flush=True)
+            place = rows / names[seed, ratio, method]
+            if options.time:
+                row = bench.timed(json.loads(place.read_text()), place.stem)
+            else:
+                row = bench.row(seed, ratio, method)
+            place.write_text(json.dumps(row, indent=1) + "\n")
+            said = row["speed_up"] if options.time else row["perplexity"]
+            print(f"[{done}/{len(todo)}] {ratio} {method}: {said}", file=sys.stderr, flush=True)
     report(settings, rows)
 
 
@@ -115,10 +124,11 @@ class Bench:
         config = ShearConfig.of_mapping(common | self.sources | of)
         start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
         reset_peak(device)
+        folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
         if layers or dense:
             small, achieved = self._trained(config, layers, ratio)
+            small.save_pretrained(folder / "model")  # type: ignore[operator]
         else:
-            folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
             run = RunDirectory(folder, self.spec, config, resume=folder.exists())
             run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
             sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
@@ -127,6 +137,11 @@ class Bench:
         found = self.judged(small, f"{method} {ratio} {seed}") | self._speed(small)
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
                         "minutes": spent, "peak": most, "torch": torch.__version__}  # fmt: skip
+
+    def timed(self, row: dict[str, Any], name: str) -> dict[str, Any]:
+        """A finished row with the speed of its model measured again; as it is where there is no model any more."""
+        folder = self.runs / name / "model"
+        return row | self._speed(load_model(str(folder)).module.to(torch.bfloat16)) if folder.exists() else row
 
     def _trained(self, config: ShearConfig, layers: str | None, ratio: float) -> tuple[nn.Module, float]:
         """The full model, or one without a run of layers, after the same training."""
