@@ -174,11 +174,14 @@ class Bench:
         answers = self.runs / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.jsonl"
         answers.unlink(missing_ok=True)
         results = zero_shot(model, tokenizer, self.tasks, cache=answers)
+        tasks = {
+            r.name: r.to_record() | {"right": _text(r.right), "right_norm": _text(r.right_norm)} for r in results
+        }  # fmt: skip
         return {
             "parameters": count.total, "without_embeddings": count.without_embeddings,
             "perplexity": {key: found.value for key, found in texts.items()},
             "conditions": {key: str(found) for key, found in texts.items()},
-            "tasks": {r.name: r.to_record() | {"right": r.right, "right_norm": r.right_norm} for r in results},
+            "tasks": tasks,
         }  # fmt: skip
 
     def _speed(self, small: nn.Module) -> dict[str, Any]:
@@ -229,7 +232,7 @@ def _line(
         return sum(values) / len(values)
 
     def right(row: dict[str, Any]) -> dict[str, list[bool]]:
-        return {name: row["tasks"][name]["right_norm" if metric == "acc_norm" else "right"]
+        return {name: [sign == "1" for sign in row["tasks"][name]["right_norm" if metric == "acc_norm" else "right"]]
                 for name, metric in settings["signal"].items()}  # fmt: skip
 
     chance = {name: dense["tasks"][name]["chance"] for name in settings["signal"]}
@@ -246,6 +249,11 @@ def _line(
         line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
         line |= {"minutes": f"{mean([row['minutes'] for row in same]):.0f}", "peak, MiB": (same[0]["peak"] or 0) >> 20}
     return line
+
+
+def _text(right: Sequence[bool] | None) -> str | None:
+    """An item a sign, so that rows stay short."""
+    return None if right is None else "".join(str(int(one)) for one in right)
 
 
 def _share(value: float, interval: tuple[float, float]) -> str:
