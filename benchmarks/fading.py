@@ -175,8 +175,8 @@ class Bench:
             self.run(ratio, tokens, seed, chooser)
         timing = Timing()
         config = ShearConfig.of_mapping(
-            {"ratio": ratio, "tokens": tokens, "seed": seed, "max_tokens": 400_000} | self.options | self.fewer
-            | self.asked(method)
+            {"ratio": ratio, "tokens": tokens, "seed": seed, "max_tokens": 400_000, "round_to": 1}
+            | self.options | self.fewer | self.asked(method)
         )  # fmt: skip
         loaded = copy.copy(self.loaded)
         object.__setattr__(loaded, "module", copy.deepcopy(self.loaded.module))

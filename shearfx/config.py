@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from shearfx.config_checks import BUDGETS, check
-from shearfx.config_values import Compensation, Gamma, LayerCount, field_value
+from shearfx.config_values import Compensation, Gamma, LayerCount, RoundTo, field_value
 from shearfx.errors import PlanError, message
 
 
@@ -45,8 +45,9 @@ class ShearConfig:
     ratio. "auto": as many as lose less than widths would."""
     floor: float = 0.1
     """Share of every group that stays at least."""
-    round_to: int = 1
-    """Dims of parameters that change become multiples of this."""
+    round_to: RoundTo = "auto"
+    """Dims of parameters that change become multiples of this, so that kernels are fast on them. "auto": of what suits
+    their size, the largest power of two that is a 32nd of it or less, 64 at most; 1 for any."""
 
     # -- data
     pretrain: tuple[str, ...] = ()
@@ -227,5 +228,6 @@ class ShearConfig:
 PAPER: dict[str, Any] = {
     "recipe": "paper", "min_tokens": 64, "gamma": 0.2, "saliency": "combined", "prune_share": 0.5,
     "half_space_eps": 0.0, "carrier": "weights", "merge": "period", "cuts": 1, "compensation": "none", "distill": 0.0,
+    "round_to": 1,
 }  # fmt: skip
 """What the paper says, or its authors' code; it gives no numbers for gamma, the ratios, periods or steps."""

@@ -8,6 +8,8 @@ from shearfx.errors import PlanError, message
 
 Gamma = float | Literal["auto"] | None
 LayerCount = int | Literal["auto"]
+RoundTo = int | Literal["auto"]
+"""What dims that change become multiples of: a number, or what suits each dim."""
 Compensation = Literal["least_squares", "bias", "none"]
 
 
@@ -48,16 +50,16 @@ def field_value(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, str):
             raise bad_value(name, value, "a text")
         return value
-    if text in ("Gamma", "LayerCount") and value == "auto":
+    if text in ("Gamma", "LayerCount", "RoundTo") and value == "auto":
         return value
-    if isinstance(value, str) and ("float" in text or text == "Gamma"):
+    if isinstance(value, str) and ("float" in text or text in ("Gamma", "RoundTo")):
         try:
             value = float(value)  # YAML takes 1e-3 for a text
         except ValueError:
             raise bad_value(name, value, "a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise bad_value(name, value, "a number")
-    if text.startswith("int") or text == "LayerCount":
+    if text.startswith("int") or text in ("LayerCount", "RoundTo"):
         if float(value) != int(value):
             raise bad_value(name, value, "a whole number")
         return int(value)

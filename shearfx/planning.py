@@ -12,6 +12,7 @@ from torch import nn
 import shearfx.saliency as saliencies
 from shearfx.achieved import achieved_in
 from shearfx.budget import budget_of, open_sizes
+from shearfx.config_values import RoundTo
 from shearfx.errors import PlanError, message
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
@@ -32,7 +33,7 @@ def plan(
     *,
     scope: Literal["global", "uniform"] = "global",
     form: Literal["module", "fx"] = "module",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     allow: Collection[str] = (),
     unit: Literal["params", "flops"] | RunningTime = "params",
     include: Collection[str] = (),
@@ -65,7 +66,8 @@ def plan(
             in kind, size and place within their layer (place aside for a model with a configuration, whose fields know
             none), so that a plain configuration describes the result.
         form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
-        round_to: dims of parameters that change become multiples of this; what cannot be stays whole.
+        round_to: dims of parameters that change become multiples of this, or of what suits their size ("auto":
+            the largest power of two that is a 32nd of it or less, 64 at most); what cannot be stays whole.
         allow: certificates to admit beside exact and compensated: ``("approximate",)``.
         unit: what ``ratio`` counts, ``"params"``, ``"flops"`` (those of contractions, at the example's sizes), or time
             on this machine: what :func:`shearfx.measure_time` found.
@@ -116,7 +118,7 @@ def plan(
             raise PlanError(message(f"the traced call has no {counts} to save", todo="choose another unit"))
         spender = Spender(budget, units_of(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
         spender.spend(ratio * budget.total)
-        _check_reached(graph, spender, ratio, counts, round_to, refused)
+        _check_reached(graph, spender, ratio, counts, refused)
         kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}
         result = of_cuts(graph, kept, asked=ratio, options=dict(options))
         if unit != "params":
@@ -135,7 +137,7 @@ def plan(
 
 
 def check_request(
-    ratio: float, scope: str, form: str, round_to: int, unit: str, floor: Floor, most: float = 1.0
+    ratio: float, scope: str, form: str, round_to: RoundTo, unit: str, floor: Floor, most: float = 1.0
 ) -> None:
     """Raise PlanError unless these options of :func:`plan` make sense, whatever the model."""
     where = "plan(...)"
@@ -148,10 +150,9 @@ def check_request(
     ):
         if value not in known:
             raise PlanError(message(f"there is no {name} {value!r}", where=where, todo=f"choose one of {known}"))
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise PlanError(
-            message(f"round_to={round_to!r} is no whole number from 1", where=where, todo="pass 8, 64, ...")
-        )
+    if round_to != "auto" and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
+        todo = 'pass 8, 64, ..., or "auto"'
+        raise PlanError(message(f"round_to={round_to!r} is no whole number from 1", where=where, todo=todo))
     for stays in floor.values() if isinstance(floor, Mapping) else (floor,):
         share = isinstance(stays, float) and 0 <= stays < 1
         count = isinstance(stays, int) and not isinstance(stays, bool) and stays >= 0
@@ -198,9 +199,7 @@ def _fields(chosen: Saliency) -> dict[str, Any]:
 # -- what stands in the way -----------------------------------------------------------------------------------
 
 
-def _check_reached(
-    graph: Graph, spender: Spender, ratio: float, unit: str, round_to: int, refused: Mapping[str, list[Group]]
-) -> None:
+def _check_reached(graph: Graph, spender: Spender, ratio: float, unit: str, refused: Mapping[str, list[Group]]) -> None:
     total, what = spender.budget.total, {"params": "parameters", "flops": "operations"}.get(unit, "milliseconds")
     steps = spender.open()
     if spender.saved == 0 and steps:
@@ -208,7 +207,7 @@ def _check_reached(
         raise PlanError(
             message(
                 f"a ratio of {ratio:g} is less than half of the smallest step, which saves {least:.3g} of the {what}",
-                todo=f"ask for at least {least:.3g}" + (", or a smaller round_to" if round_to > 1 else ""),
+                todo=f"ask for at least {least:.3g}" + (", or a smaller round_to" if spender.rounding else ""),
             )
         )
     missing = ratio * total - spender.saved
@@ -224,8 +223,8 @@ def _check_reached(
     reasons = [f"{text}: {_listed(groups)}" for text, groups in refused.items() if groups]
     if spender.units:
         reasons.append("what is admitted stops at its floor (floor=, most=)")
-        if round_to > 1:
-            reasons.append(f"dims stop where no smaller multiple of {round_to} is left (round_to=)")
+        if spender.rounding:
+            reasons.append("dims stop where no smaller multiple is left (round_to=)")
     reasons += [f"pinned: {reason} ({count} times)" for reason, count in _main_pins(graph)]
     reasons.append(f"exact and compensated groups reach {graph.coverage:.2f} of the parameters")
     todo = (

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from shearfx.budget import Budget, degree
+from shearfx.config_values import RoundTo
 from shearfx.dims import Atom, Dim, leaves
 from shearfx.graph import Group, new_size
 from shearfx.leaping import leap
@@ -45,6 +46,8 @@ class Unit:
     gone: int = 0
     least: int = 0
     """Steps that are never given back."""
+    multiple: int = 1
+    """What dims that change with it have to be multiples of."""
     products: list[int] = field(default_factory=list)
     neighbours: list[int] = field(default_factory=list)
     axes: float = 1.0
@@ -105,14 +108,26 @@ def _ascending(scores: torch.Tensor) -> torch.Tensor:
     return len(scores) - 1 - torch.argsort(scores.flip(0), stable=True)
 
 
+def aligned(width: int) -> int:
+    """The multiple that suits a dim: the largest power of two that is a 32nd of it or less, 64 at most.
+
+    Kernels work in blocks of whole powers of two, and what an odd width saves they give back; coarser steps than
+    these would cost choice. On a CPU 32 of 1,536 gave all the speed at no loss (``benchmarks/results/aligned.md``);
+    matrix units of NVIDIA cards want multiples of 64 elements of two bytes (their guide to matrix multiplication).
+    """
+    return 1 << (min(max(width // 32, 1), 64).bit_length() - 1)
+
+
 class Spender:
     """Takes steps of units from a model until a budget is spent."""
 
-    def __init__(self, budget: Budget, units: list[Unit], ranking: Ranking, round_to: int = 1) -> None:
-        self.budget, self.units, self.ranking, self.round_to = budget, units, ranking, round_to
+    def __init__(self, budget: Budget, units: list[Unit], ranking: Ranking, round_to: RoundTo = 1) -> None:
+        self.budget, self.units, self.ranking = budget, units, ranking
         self.saved = 0
         of: dict[Atom, list[int]] = {}
         for i, unit in enumerate(units):
+            narrowest = min((term.size for term in unit.terms), default=1)
+            unit.multiple = aligned(narrowest) if round_to == "auto" else round_to
             atoms = [g.atom for g in unit.groups]
             unit.products = budget.touched(atoms)
             unit.whole = budget.cost(unit.products)
@@ -135,6 +150,11 @@ class Spender:
             weighted = sum(counts[i] * self.budget.cost((i,)) for i in unit.products)
             unit.axes = weighted / max(unit.whole, 1)
 
+    @property
+    def rounding(self) -> bool:
+        """Whether some dims may not become whatever they would."""
+        return any(unit.multiple > 1 for unit in self.units)
+
     # -- one step --------------------------------------------------------------------------------------
 
     def refresh(self, unit: Unit) -> None:
@@ -151,7 +171,7 @@ class Spender:
         else:
             unit.now = budget.cost(unit.products)
         unit.lines = []
-        if self.round_to > 1:
+        if unit.multiple > 1:
             unit.lines = list(dict.fromkeys(self._line(unit, t) for t in unit.terms if degree(t, atoms) <= 1))
         unit.fresh = True
 
@@ -160,8 +180,8 @@ class Spender:
         return int(none), int(one - none), int(term.size)
 
     def fits(self, unit: Unit, gone: int) -> bool:
-        """Whether after so many steps every dim that changed is a multiple of ``round_to``."""
-        multiple = self.round_to
+        """Whether after so many steps every dim that changed is a multiple of what it has to be."""
+        multiple = unit.multiple
         for start, slope, whole in unit.lines:
             size = start + slope * gone
             if size % multiple and size != whole:
@@ -176,7 +196,7 @@ class Spender:
 
     def next(self, unit: Unit) -> int | None:
         """How many steps are gone after the next legal step, None where there is none."""
-        if self.round_to == 1:
+        if unit.multiple == 1:
             return unit.gone + 1 if unit.gone < unit.limit else None
         self.refresh(unit)
         return next((n for n in range(unit.gone + 1, unit.limit + 1) if self.fits(unit, n)), None)
@@ -219,7 +239,7 @@ class Spender:
 
     def spend(self, asked: float) -> None:
         """Save as much as is asked for, to within half of the cheapest step that is left; or all there is."""
-        if self.round_to == 1:
+        if not self.rounding:
             leap(self, asked)
         while self._fill(asked + 1e-9 * self.budget.total):
             pass  # cuts make the steps of neighbours cheaper, so that some that were too dear may fit now

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import shearfx
 from shearfx.cli import app, summary
 from shearfx.errors import ShearError, message
+from shearfx.pruning_plan import PruningPlan
 
 FACTORY = """
 import torch
@@ -191,6 +192,16 @@ def pruned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     """What ``prune`` says of the Llama that it made smaller."""
     out = tmp_path_factory.mktemp("pruned") / "small"
     return data_of("prune", llama, "--ratio", 0.15, "--scope", "uniform", "--kinds", "ffn", "-o", out)
+
+
+def test_sizes_are_rounded_on_request(llama: Path, tmp_path: Path) -> None:
+    asked = ("prune", llama, "--form", "fx", "--kinds", "ffn", "--plan-only", "-o")
+    data_of(*asked, tmp_path / "plan.json", "--round-to", 8)
+    cuts = PruningPlan.from_json((tmp_path / "plan.json").read_text()).cuts
+    assert cuts and all(len(cut.kept) % 8 == 0 for cut in cuts)
+    data_of(*asked, tmp_path / "auto.json", "--round-to", "auto")
+    assert json.loads((tmp_path / "auto.json").read_text())["options"]["round_to"] == "auto"
+    assert "round_to" in refusal_of(*asked, tmp_path / "bad.json", "--round-to", "eight")
 
 
 def test_prune_then_verify_in_two_commands(llama: Path, pruned: dict[str, Any]) -> None:

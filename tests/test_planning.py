@@ -25,6 +25,7 @@ from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Saliency
 from shearfx.selection import OPTIONAL_KINDS, Tied, alike, place
+from shearfx.spending import aligned
 from tests import zoo
 
 ENTRIES = ("llama", "gptj", "cnn_resnet", "moe_einsum", "squeeze_excite", "llama_lora")
@@ -270,6 +271,35 @@ def test_dims_that_change_become_multiples(
             assert new == old or new % round_to == 0, tensor.name
 
 
+@settings(max_examples=30)
+@given(names, st.floats(0.05, 0.6), all_kinds, saliencies, seeds)
+def test_multiples_that_suit_each_dim_bar_no_ratio(
+    name: str, ratio: float, kinds: Any, saliency: Any, seed: int
+) -> None:
+    """Models of small dims are cut as without rounding."""
+    asked = {"ratio": ratio, "kinds": kinds, "saliency": saliency, "seed": seed}
+    try:
+        freely = planned(name, **asked)
+    except PlanError:
+        with pytest.raises(PlanError):
+            planned(name, round_to="auto", **asked)
+        return
+    plan = planned(name, round_to="auto", **asked)
+    _, graph = traced(name)
+    if max(size for tensor in graph.parameters() for size in tensor.shape) < 64:
+        assert plan.cuts == freely.cuts
+    assert abs(plan.achieved - ratio) <= abs(freely.achieved - ratio) + 0.05
+
+
+def test_wide_dims_become_multiples_of_what_suits_them() -> None:
+    wide = nn.Sequential(nn.Linear(8, 1536), nn.ReLU(), nn.Linear(1536, 100), nn.ReLU(), nn.Linear(100, 4))
+    plan = shearfx.plan(shearfx.trace(wide, torch.randn(2, 8)), 0.3, saliency="random", form="fx", round_to="auto")
+    shapes = plan.shapes_after()
+    assert shapes["0.weight"][0] < 1536 and shapes["0.weight"][0] % 32 == 0
+    assert shapes["2.weight"][0] == 100 or shapes["2.weight"][0] % 2 == 0
+    assert [aligned(width) for width in (1, 63, 64, 172, 1536, 11008)] == [1, 1, 2, 4, 32, 64]
+
+
 def test_heads_that_fit_already_need_no_rounding() -> None:
     """Three key heads of eight with two queries each: any number of them is a multiple of eight."""
     plan = planned("llama", ratio=0.15, round_to=8, kinds=("heads",))
@@ -464,8 +494,9 @@ def test_a_ratio_lies_between_0_and_1(ratio: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"scope": "layers"}, {"form": "onnx"}, {"unit": "bytes"}, {"round_to": 0}, {"round_to": 8.0}, {"floor": 1.5},
-        {"floor": -1}, {"floor": {"ffn": 2.0}}, {"most": 0.0}, {"saliency": "astrology"}, {"kinds": ("fnn",)},
+        {"scope": "layers"}, {"form": "onnx"}, {"unit": "bytes"}, {"round_to": 0}, {"round_to": 8.0}, {"round_to": "8"},
+        {"floor": 1.5}, {"floor": -1}, {"floor": {"ffn": 2.0}}, {"most": 0.0}, {"saliency": "astrology"},
+        {"kinds": ("fnn",)},
         {"allow": ("wrong",)}, {"include": ("model.layer.*",)}, {"exclude": ("model.layers.7",)},
         {"form": "module", "model": None, "saliency": "random"}, {"saliency": "magnitude", "model": None},
         {"model": nn.Linear(2, 2)},

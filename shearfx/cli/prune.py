@@ -80,7 +80,9 @@ def prune(
     ] = Scope.GLOBAL,
     form: Annotated[Form, typer.Option(help="The original class, or an fx graph, which holds any cut.")] = Form.MODULE,
     unit: Annotated[Unit, typer.Option(help="What the ratio counts; milliseconds are measured.")] = Unit.PARAMS,
-    round_to: Annotated[int, typer.Option(help="Resulting sizes are multiples of this.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(help="Resulting sizes are multiples of this; auto: of what suits each, for speed.")
+    ] = "1",
     include: Annotated[list[str] | None, typer.Option(help="Cut only these modules (glob); repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these modules alone (glob); repeatable.")] = None,
     kinds: Annotated[list[str] | None, typer.Option(help="Cut only groups of this kind; repeatable.")] = None,
@@ -119,8 +121,9 @@ def prune(
         _check_options(context, apply)
         _check_amounts(samples, sequence_length)
         _check_free(out, file=plan_only, overwrite=overwrite)
+        multiple = _field("RoundTo", round_to, "round_to")
         if apply is None:
-            _check_request(0.2 if ratio is None else ratio, scope.value, form.value, round_to, unit.value, floor)
+            _check_request(0.2 if ratio is None else ratio, scope.value, form.value, multiple, unit.value, floor)
         unprunable = _unprunable(knowledge, gamma)
         if apply is not None:
             plan = read_plan(apply)
@@ -140,7 +143,7 @@ def prune(
                 scope=scope.value,
                 form=form.value,
                 unit=unit.value,
-                round_to=round_to,
+                round_to=multiple,
                 include=include or (),
                 exclude=exclude or (),
                 unprunable=unprunable,
@@ -350,11 +353,16 @@ def _unprunable(knowledge: Path | None, gamma: str | None) -> tuple[str, ...]:
         if gamma is not None:
             raise PlanError(message("--gamma is about a knowledge analysis", todo="pass --knowledge FILE"))
         return ()
-    from shearfx.config_values import field_value
     from shearfx.knowledge import KnowledgeDistribution
 
     found = KnowledgeDistribution.load(knowledge)
-    return found.unprunable() if gamma is None else found.unprunable(field_value("Gamma", gamma, "gamma"))
+    return found.unprunable() if gamma is None else found.unprunable(_field("Gamma", gamma, "gamma"))
+
+
+def _field(kind: str, value: str, name: str) -> Any:
+    from shearfx.config_values import field_value
+
+    return field_value(kind, value, name)
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from shearfx.config_values import RoundTo
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.knowledge.distribution import KnowledgeDistribution, checked_gamma, count_of
@@ -65,7 +66,7 @@ def check_possible(
     unit: Currency | RunningTime = "params",
     floor: Floor = FLOOR,
     most: float = 1.0,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
 ) -> float:
     """Refuse what is left whole where the rest cannot give a ratio.
 

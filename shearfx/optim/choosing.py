@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shearfx.budget import Budget, budget_of
+from shearfx.config_values import RoundTo
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
 from shearfx.running_time import Currency, RunningTime, amount_text
@@ -38,7 +39,7 @@ class Chooser:
         unit: Currency | RunningTime = "params",
         floor: Floor = FLOOR,
         most: float = 1.0,
-        round_to: int = 1,
+        round_to: RoundTo = 1,
     ) -> None:
         self.graph, self.tied, self.unit = graph, tuple(tied), unit
         self.floor, self.most, self.round_to = floor, most, round_to

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shearfx.config_values import RoundTo
 from shearfx.cuda.choosing import Kernels
 from shearfx.cuda.choosing import check as check_kernels
 from shearfx.gating.gates import Gates
@@ -150,7 +151,7 @@ class LHSPG(Wrapping, Results):
         allow: Collection[str] = (),
         floor: Floor = FLOOR,
         most: float = 1.0,
-        round_to: int = 1,
+        round_to: RoundTo = 1,
         seed: int = 0,
         kernels: Kernels = "auto",
     ) -> None:
