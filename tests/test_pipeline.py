@@ -18,6 +18,7 @@ from shearfx.cli.shear import closed
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, DataError, PlanError, TrainingError
 from shearfx.knowledge import KnowledgeDistribution
+from shearfx.knowledge.cache import Cache
 from shearfx.models import load_model
 from shearfx.pipeline import Shearing, Silent
 from shearfx.pruning_plan import PruningPlan
@@ -222,12 +223,36 @@ def test_recovery_by_itself(
     assert refused.exit_code == 1 and "shearfx did not cut this model" in refused.output
 
 
-def test_knowledge_by_itself(stories: Path, options: Options, tmp_path: Path) -> None:
+def _count_measurements(monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> list[Any]:
+    """What a knowledge analysis measures from now on; Ctrl-C in the place of one of them."""
+    found: list[Any] = []
+    add = Cache.add
+
+    def counted(self: Cache, key: Any, sums: Any) -> None:
+        if len(found) + 1 == stop_at:
+            raise KeyboardInterrupt
+        found.append(key)
+        add(self, key, sums)
+
+    monkeypatch.setattr(Cache, "add", counted)
+    return found
+
+
+def test_knowledge_by_itself(stories: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"pretrain": options["pretrain"], "max_tokens": 20_000, "sequence_length": 64, "dtype": "float32"}
     out = tmp_path / "knowledge.json"
-    done = invoke("knowledge", str(stories), "-o", str(out), "--gamma", "0.2", *flags(few | {"kinds": ("ffn",)}))
+    asked = ("knowledge", str(stories), "-o", str(out), "--gamma", "0.2", *flags(few | {"kinds": ("ffn",)}))
+    # stopped after its third measurement, it goes on with the fourth
+    with monkeypatch.context() as patch:
+        measured = _count_measurements(patch, stop_at=4)
+        assert invoke(*asked).exit_code == 130 and not out.exists()
+    assert len(measured) == 3
+    again = _count_measurements(monkeypatch)
+    done = invoke(*asked)
     assert done.exit_code == 0, done.output
     assert done.output.count("unprunable") == 1
+    assert again and not set(measured) & set(again)
+    assert list(tmp_path.iterdir()) == [out]
     found = KnowledgeDistribution.load(out)
     assert len(found.rows) == 5 and len(found.unprunable(0.2)) == 1
     # pruning by itself reads it, and so does a run
