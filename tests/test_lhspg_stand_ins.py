@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shearfx.errors import PlanError
+from shearfx.gating.collecting_gate import collected
 from shearfx.gating.stand_ins import StandIn, fit
 from shearfx.optim import LHSPG
 from shearfx.precision import double_precision, doubled
@@ -63,6 +65,41 @@ def test_stand_ins_one_after_the_other_are_one(data: st.DataObject) -> None:
     x = draw(5, size) * gate
     both = second.after(first)
     assert torch.allclose(first.apply(second.apply(x, gate), gate), both.apply(x, gate), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_derivatives_pass_a_gate_and_its_stand_ins_as_autograd_has_them(data: st.DataObject) -> None:
+    size, count = data.draw(st.integers(3, 10)), data.draw(st.integers(0, 2))
+    order = torch.tensor(data.draw(st.permutations(range(size))))
+    one, two = sorted(data.draw(st.lists(st.integers(1, size - 1), min_size=2, max_size=2, unique=True)))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    draw: Any = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    older = StandIn(order[:one], order[one:].sort().values, draw(one, size - one))
+    newer = StandIn(order[one:two], order[two:].sort().values, draw(two - one, size - two))
+    ones = (newer, older)[:count]
+    gate = torch.ones(size, dtype=torch.float64)
+    gate[order[:one]], gate[order[one:two]] = 0, data.draw(st.sampled_from([0.0, 0.25, 1.0]))
+    x, weight = draw(2, 5, size).requires_grad_(), draw(2, 5, size)
+
+    y = x * gate
+    y.retain_grad()
+    z = y
+    for each in ones:
+        z = each.apply(z, gate)
+    (z * weight).sum().backward()
+    assert x.grad is not None and y.grad is not None
+    expected, x.grad = x.grad, None
+
+    seen: list[Tensor] = []
+    collector: Any = SimpleNamespace(
+        number=0, along=lambda site, along: [((), along)], add=lambda where, axis, product, number: seen.append(product)
+    )
+    found = collected(x, gate, SimpleNamespace(axis=-1), collector, ones)  # type: ignore[arg-type]
+    assert torch.equal(found, z)
+    (found * weight).sum().backward()
+    assert torch.allclose(x.grad, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(seen[0], y * y.grad, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("merge", ["never", "period"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.errors import PlanError, message
+from shearfx.gating.collecting_gate import collected
 from shearfx.gating.collector import Collector
 from shearfx.gating.sites import GatedWeight, GateSite, Places, places
 from shearfx.gating.stand_ins import StandIn
@@ -153,15 +154,16 @@ class Gates:
         if self._open:
             return x
         vector = self._vector(site, x)
+        replaced = () if vector is None or site.side != "in" else tuple(reversed(self.stand_ins.get(site.path, ())))
         if self.collector is not None and torch.is_grad_enabled():
             # a derivative is asked for here, whether or not anything before this place wants one
             x = x if x.requires_grad else x.detach().requires_grad_()
-            x = _Gate.apply(x, vector, site, self.collector)  # type: ignore[no-untyped-call]
-        elif vector is not None:
-            x = x * vector
-        if vector is not None and site.side == "in":
-            for one in reversed(self.stand_ins.get(site.path, ())):
-                x = one.apply(x, vector)
+            return collected(x, vector, site, self.collector, replaced)
+        if vector is None:
+            return x
+        x = x * vector
+        for one in replaced:
+            x = one.apply(x, vector)
         return x
 
     def _vector(self, site: GateSite, x: Tensor) -> Tensor | None:
@@ -210,22 +212,3 @@ class Gates:
         for parameter, axis, index, slices in reversed(self._saved.get(key, [])):
             parameter.data.index_copy_(axis, index, slices)
         self._saved.pop(key, None)  # only now: an interrupt in between must not lose them
-
-
-class _Gate(torch.autograd.Function):
-    """``x * vector``; on the way back, activation times gradient goes to the collector."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, vector: Tensor | None, site: GateSite, collector: Collector) -> Tensor:
-        y = x.view_as(x) if vector is None else x * vector
-        ctx.site, ctx.collector, ctx.number = site, collector, collector.number
-        ctx.save_for_backward(y, vector) if vector is not None else ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        y, *vector = ctx.saved_tensors
-        for where_of, along in ctx.collector.along(ctx.site, y):
-            ctx.collector.add(where_of, ctx.site.axis, along * gradient, ctx.number)
-        return (gradient * vector[0] if vector else gradient), None, None, None

@@ -40,6 +40,24 @@ class StandIn:
         read = torch.nn.functional.linear(x.index_select(-1, kept), self.factor.to(x.device, x.dtype))
         return x.index_add(-1, gone, (1 - gate[gone]) * read)
 
+    def come_in(self, x: Tensor, gate: Tensor) -> Tensor:
+        """:meth:`apply` in place, without gradients.
+
+        Returns:
+            What the replaced inputs were, ``[..., R]``.
+        """
+        gone, kept = self.gone.to(x.device), self.kept.to(x.device)
+        before = x.index_select(-1, gone)
+        read = torch.nn.functional.linear(x.index_select(-1, kept), self.factor.to(x.device, x.dtype))
+        x.index_add_(-1, gone, (1 - gate[gone]) * read)
+        return before
+
+    def turn_back(self, gradient: Tensor, gate: Tensor) -> None:
+        """From the gradient by what :meth:`apply` gives to that by its ``x``, in place."""
+        gone, kept = self.gone.to(gradient.device), self.kept.to(gradient.device)
+        read = (1 - gate[gone]) * gradient.index_select(-1, gone)
+        gradient.index_add_(-1, kept, read @ self.factor.to(gradient.device, gradient.dtype))
+
     def after(self, earlier: StandIn | None) -> StandIn:
         """This one, and one whose kept inputs it has replaced some of, as one."""
         if earlier is None or not len(earlier.gone):
