@@ -121,8 +121,8 @@ class ShearConfig:
     rounds: int = 4
     """Rounds of a recovery stage; each chooses its subset anew."""
     balance: float = 0.2
-    """Share of a subset that is drawn evenly from all sources; 1 for uniform recovery, which learns more of sources that
-    the full model did not know, and brings back less of what it lost (SmolLM2 at 20%, 51 thousand tokens, C4 and
+    """Share of a subset that is drawn evenly from all sources; 1 for uniform recovery, which learns more of sources
+    that the full model did not know, and brings back less of what it lost (SmolLM2 at 20%, 51 thousand tokens, C4 and
     WikiText-2: 0.207 and -0.187 nats from the full model, uniform 0.235 and -0.307)."""
     tolerance: float = 0.01
     """Recovery stops when degradation falls by less than this share over two rounds."""

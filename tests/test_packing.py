@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,18 +220,24 @@ def test_packing_reads_no_further_than_it_needs_to() -> None:
     assert read <= 3
 
 
-@given(count=st.integers(2, 60), data=st.data(), seed=st.integers(0, 2**31))
-def test_hold_out_is_a_partition_in_order(count: int, data: st.DataObject, seed: int) -> None:
+@given(
+    count=st.integers(2, 60), data=st.data(), seed=st.integers(0, 2**31), kind=st.sampled_from(["pretrain", "instruct"])
+)
+def test_hold_out_parts_in_order(count: int, data: st.DataObject, seed: int, kind: Any) -> None:
     held = data.draw(st.integers(1, count - 1))
-    ids = torch.arange(count * 3).view(count, 3)
+    ids = torch.arange(count)[:, None].expand(count, 3)
     labels = ids if seed % 2 else ids.clone()
-    train, valid = hold_out(Examples("x", "pretrain", ids, labels), held, seed=seed)
-    assert (len(train), len(valid)) == (count - held, held)
-    rows = [part.ids[:, 0].tolist() for part in (train, valid)]
-    assert sorted(rows[0] + rows[1]) == ids[:, 0].tolist()
-    assert all(part == sorted(part) for part in rows)
+    examples = Examples("x", kind, ids, labels)
+    train, valid = hold_out(examples, held, seed=seed)
+    learnt, judged = ([int(one) for one in part.ids[:, 0]] for part in (train, valid))
+    assert len(judged) == held and not set(learnt) & set(judged)
+    assert learnt == sorted(learnt) and judged == sorted(judged)
+    others = set(range(count)) - set(judged)
+    apart = {i for i in others if not {i - 1, i + 1} & set(judged)}
+    expected = apart if kind == "pretrain" and 2 * len(apart) >= len(others) else others
+    assert set(learnt) == expected and learnt, "neighbours in text hold the rest of the same documents"
     assert torch.equal(train.labels, train.ids)
-    again = hold_out(Examples("x", "pretrain", ids, labels), held, seed=seed)
+    again = hold_out(examples, held, seed=seed)
     assert torch.equal(again[1].ids, valid.ids)
 
 

@@ -136,7 +136,9 @@ def _too_short(tally: Tally, length: int, min_tokens: int, where: str) -> DataEr
 def hold_out(examples: Examples, count: int, *, seed: int, where: str = "") -> tuple[Examples, Examples]:
     """Split into (to learn from, to judge by): ``count`` windows drawn uniformly without replacement are held out.
 
-    Both keep the order of the windows; ``where`` they come from is for the error.
+    Both keep the order of the windows; ``where`` they come from is for the error. Windows of text begin and end within
+    documents, so those on both sides of one that is held out are left out: they hold the rest of what is judged by. (Of
+    a source so short that half of the others would go, they stay.)
 
     Source: LoRAShear, Algorithm 5 (a uniform validation set from every source).
 
@@ -148,4 +150,11 @@ def hold_out(examples: Examples, count: int, *, seed: int, where: str = "") -> t
         todo = "hold out fewer, make windows shorter, or give a longer source"
         raise DataError(message(what, where=where or f"source {examples.name!r}", todo=todo))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.take(order[count:].sort().values), examples.take(order[:count].sort().values)
+    held = order[:count].sort().values
+    others = torch.ones(len(examples), dtype=torch.bool)
+    others[held] = False
+    apart = others.clone()
+    apart[(held - 1).clamp(min=0)] = apart[(held + 1).clamp(max=len(examples) - 1)] = False
+    if examples.kind == "pretrain" and 2 * int(apart.sum()) >= len(examples) - count:
+        others = apart
+    return examples.take(others.nonzero().flatten()), examples.take(held)
