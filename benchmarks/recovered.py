@@ -5,8 +5,8 @@
 
 ``c4_train.parquet`` holds rows 0 to 1599 of the C4 file (:mod:`benchmarks.texts`); judged on the others and on
 WikiText-2, 48 windows of 256 tokens each. The gap is that between the dense model and the plain cut: the same ratio by
-Fisher information of the text's own labels, in one cut, nothing fitted, nothing trained. It is made here, and the same
-for all runs of a ratio, so that a better choice of what goes counts for a run and not against it.
+Fisher information of the text's own labels, in one cut, nothing fitted, nothing trained. It is made here, as much and
+of the same kinds as in the run, whatever that chose by, so that a better choice counts for a run and not against it.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def losses(model: nn.Module, judges: dict[str, Examples]) -> dict[str, float]:
 
 def plain_cut(full: LoadedModel, config: ShearConfig, folder: Path) -> nn.Module:
     """At once; nothing is fitted or trained."""
-    bare = ShearConfig(ratio=config.ratio, kinds=config.kinds, pretrain=config.pretrain[:1], seed=config.seed,
-                       max_tokens=config.max_tokens, cuts=1, scoring_labels="text", compensation="none", distill=0.0,
-                       tokens=0)  # fmt: skip
+    same = ("ratio", "unit", "milliseconds", "of", "kinds", "exclude", "scope", "floor", "round_to", "max_tokens")
+    bare = ShearConfig(**{name: getattr(config, name) for name in same}, pretrain=config.pretrain[:1], cuts=1,
+                       scoring_labels="text", compensation="none", distill=0.0, tokens=0)  # fmt: skip
     run = RunDirectory(folder, full.source, bare, resume=False)
     run.finish("speed", {})
     return Shearing(full, bare, run, Silent()).run().model

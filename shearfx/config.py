@@ -47,7 +47,7 @@ class ShearConfig:
     """Share of every group that stays at least."""
     round_to: RoundTo = "auto"
     """Dims of parameters that change become multiples of this, so that kernels are fast on them. "auto": of what suits
-    their size, the largest power of two that is a 32nd of it or less, 64 at most; 1 for any."""
+    their size, powers of two up to 64 in steps of a 32nd or a structure; 1 for any."""
 
     # -- data
     pretrain: tuple[str, ...] = ()
@@ -203,6 +203,15 @@ class ShearConfig:
         Raises:
             PlanError: the file is not there, no YAML, or holds what :meth:`of_mapping` refuses.
         """
+        return cls.of_mapping(cls.values_of(path) | changes)
+
+    @staticmethod
+    def values_of(path: Path) -> dict[str, Any]:
+        """Names and values that a YAML file states.
+
+        Raises:
+            PlanError: the file is not there, or no YAML of names and values.
+        """
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -210,7 +219,7 @@ class ShearConfig:
             raise PlanError(message(what, where=str(path), todo="write `name: value` lines")) from error
         if not isinstance(values, dict):
             raise PlanError(message("the configuration holds no names", where=str(path), todo="write `name: value`"))
-        return cls.of_mapping(values | changes)
+        return values
 
     def to_yaml(self) -> str:
         """All names and values, readable by :meth:`read`."""

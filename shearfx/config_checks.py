@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,10 @@ def _check_numbers(config: ShearConfig) -> None:
             raise bad_value(name, getattr(config, name), f"a whole number of at least {least}")
     if config.merge_warmup < 0:
         raise bad_value("merge_warmup", config.merge_warmup, "a whole number of at least 0")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value) and field.name != "half_space_eps":
+            raise bad_value(field.name, value, "a number")
     for name in POSITIVE:
         if not getattr(config, name) > 0:
             raise bad_value(name, getattr(config, name), "a positive number")
@@ -65,6 +70,9 @@ def _check_what_goes(config: ShearConfig) -> None:
     if config.of != "all" and config.counts != "params":
         what = f"of: {config.of} is about parameters, and unit: {config.counts}"
         raise PlanError(message(what, where="configuration", todo="set of: all"))
+    if config.layers != 0 and config.knowledge is not None:
+        what = f"layers: {config.layers} goes before widths are cut, and knowledge: was measured on the whole model"
+        raise PlanError(message(what, where="knowledge", todo="set knowledge: null and a gamma, or layers: 0"))
     if config.calibrate != "none" and config.knowledge is not None:
         what = f"calibrate: {config.calibrate} lays what is measured beside this run's own scores"
         raise PlanError(message(what, where="knowledge", todo="set knowledge: null, or calibrate: none"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 from shearfx.errors import PlanError, message
@@ -60,7 +61,7 @@ def field_value(kind: Any, value: Any, name: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise bad_value(name, value, "a number")
     if text.startswith("int") or text in ("LayerCount", "RoundTo"):
-        if float(value) != int(value):
+        if not math.isfinite(value) or float(value) != int(value):
             raise bad_value(name, value, "a whole number")
         return int(value)
     return float(value)

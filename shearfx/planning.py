@@ -67,7 +67,7 @@ def plan(
             none), so that a plain configuration describes the result.
         form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
         round_to: dims of parameters that change become multiples of this, or of what suits their size ("auto":
-            the largest power of two that is a 32nd of it or less, 64 at most); what cannot be stays whole.
+            powers of two up to 64, see :func:`shearfx.multiples.aligned`); what cannot be stays whole.
         allow: certificates to admit beside exact and compensated: ``("approximate",)``.
         unit: what ``ratio`` counts, ``"params"``, ``"flops"`` (those of contractions, at the example's sizes), or time
             on this machine: what :func:`shearfx.measure_time` found.

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from shearfx.errors import CheckpointError, message
 
 CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.jsonl", "environment.json"
 PLAN, ACCOUNT, KNOWLEDGE = "plan.json", "groups.json", "knowledge.json"
+MEASURED = "knowledge.jsonl"
 
 
 class RunDirectory:
@@ -30,6 +31,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, model: str, config: ShearConfig, *, resume: bool) -> None:
         self.path, self.model = path, model
+        self.changed: dict[str, list[Any]] = {}
+        """Options that a resumed run has others of than before, with both values."""
         first = f"# model: {json.dumps(model)}"
         try:
             begun = (path / CONFIG).is_file()
@@ -60,9 +63,21 @@ class RunDirectory:
                                           todo=todo))  # fmt: skip
         # options that a run of an older version did not know yet are as they were without them: the default
         changed = changes(ShearConfig.read(path), config, where)
+        if changed and "recover" in self._read_records():
+            what = f"the run there is finished, by other options: {', '.join(changed)}"
+            todo = "leave them as they were, or name a new folder"
+            raise CheckpointError(message(what, where=where, todo=todo))
+        if "batch_size" in changed:  # measured batch by batch
+            (self.path / MEASURED).unlink(missing_ok=True)
+        self.changed = changed
         if changed:
             self.write(CONFIG, f"{first}\n{config.to_yaml()}")
             self.log("options", **changed)
+
+    def tell_changes(self, note: Callable[[str], None]) -> None:
+        """Say which options the run goes on with otherwise than it began."""
+        for name, (before, now) in self.changed.items():
+            note(f"goes on with {name}: {now} (it was {before})")
 
     def _read_records(self) -> dict[str, Any]:
         path = self.path / RECORDS

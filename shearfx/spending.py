@@ -20,6 +20,7 @@ from shearfx.config_values import RoundTo
 from shearfx.dims import Atom, Dim, leaves
 from shearfx.graph import Group, new_size
 from shearfx.leaping import leap
+from shearfx.multiples import aligned
 
 Ranking = Literal["loss", "relative", "standardised"]
 """What scores are: a change of the loss, an order within each group, or comparable whatever a structure costs."""
@@ -108,16 +109,6 @@ def _ascending(scores: torch.Tensor) -> torch.Tensor:
     return len(scores) - 1 - torch.argsort(scores.flip(0), stable=True)
 
 
-def aligned(width: int) -> int:
-    """The multiple that suits a dim: the largest power of two that is a 32nd of it or less, 64 at most.
-
-    Kernels work in blocks of whole powers of two, and what an odd width saves they give back; coarser steps than
-    these would cost choice. On a CPU 32 of 1,536 gave all the speed at no loss (``benchmarks/results/aligned.md``);
-    matrix units of NVIDIA cards want multiples of 64 elements of two bytes (their guide to matrix multiplication).
-    """
-    return 1 << (min(max(width // 32, 1), 64).bit_length() - 1)
-
-
 class Spender:
     """Takes steps of units from a model until a budget is spent."""
 
@@ -126,8 +117,7 @@ class Spender:
         self.saved = 0
         of: dict[Atom, list[int]] = {}
         for i, unit in enumerate(units):
-            narrowest = min((term.size for term in unit.terms), default=1)
-            unit.multiple = aligned(narrowest) if round_to == "auto" else round_to
+            unit.multiple = self._aligned(unit) if round_to == "auto" else round_to
             atoms = [g.atom for g in unit.groups]
             unit.products = budget.touched(atoms)
             unit.whole = budget.cost(unit.products)
@@ -140,6 +130,12 @@ class Spender:
             near = {j for g in unit.groups for j in of[g.atom]}
             unit.neighbours = sorted(near - {i})
         self._count_axes()
+
+    def _aligned(self, unit: Unit) -> int:
+        """What suits all dims that change with a unit."""
+        atoms = {g.atom for g in unit.groups}
+        lines = [self._line(unit, term) for term in unit.terms if degree(term, atoms) <= 1]
+        return min((aligned(whole, abs(slope)) for _, slope, whole in lines if slope), default=1)
 
     def _count_axes(self) -> None:
         counts: dict[int, int] = {}

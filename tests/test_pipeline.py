@@ -205,8 +205,12 @@ def test_recovery_by_itself(
         stopped = invoke("recover", cut, "--original", str(stories), "-o", str(out), *flags(few))
         assert stopped.exit_code != 0
     half = ["--set", "batch_size=2", "--set", "accumulate=2"]
+    some = tmp_path / "some.yaml"
+    some.write_text("checkpoint_seconds: 1.0e-6\n")
+    half += ["--config", str(some)]  # what a file does not state stays as it was
     done = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", "--resume", *half)
     assert done.exit_code == 0, done.output
+    assert "goes on with batch_size: 2 (it was 4)" in done.stderr
     record = json.loads(done.stdout)
     assert record["cut"] == sheared.record["cut"] and record["budget"]["steps"] == 8
     (source,) = record["cut"]["losses"]
@@ -217,6 +221,8 @@ def test_recovery_by_itself(
     loaded = shearfx.load(out / "model")
     assert sum(p.numel() for p in loaded.parameters()) == record["recover"]["parameters"]
     assert "perplexity" in (out / "report.html").read_text()
+    late = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--resume", "--set", "lr=1e-5")
+    assert late.exit_code == 1 and "is finished, by other options: lr" in late.output
     again = invoke("recover", cut, "--original", str(stories), "-o", str(out), "--json", "--resume")
     assert json.loads(again.stdout)["recover"] == record["recover"], "nothing is left to do"
     refused = invoke("recover", str(stories), "--original", str(stories), "-o", str(tmp_path / "x"), *flags(few))

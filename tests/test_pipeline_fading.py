@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import shearfx
+from shearfx.config import ShearConfig
 from shearfx.errors import PlanError
 from shearfx.optim import LHSPG
+from shearfx.pipeline.progressive import lengths
 from tests.tiny_runs import Runs, write_model, write_text
 
 IDS = torch.arange(48).reshape(3, 16) % 200
@@ -57,11 +62,21 @@ def test_weights_that_fade_are_not_refitted(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_lhspg_by_itself_takes_all_steps_and_leaves_what_it_cut(runs: Runs, tmp_path: Path) -> None:
-    sheared = runs(tmp_path / "run", prune_share=1.0, periods=2, tokens=None, steps=7)
+    sheared = runs(tmp_path / "run", prune_share=1.0, periods=3, tokens=None, steps=7)
     assert sheared.record["budget"] == {"steps": 7}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "prune"] == list(range(1, 8))
     assert sheared.record["recover"]["losses"] == sheared.record["cut"]["losses"]
     left = shearfx.load(tmp_path / "run" / "cut").state_dict()
     assert all(torch.equal(value, left[name]) for name, value in sheared.model.state_dict().items())
+
+
+@given(st.integers(1, 500), st.integers(1, 20), st.sampled_from([0.0, 0.2, 0.9]))
+def test_periods_and_warm_up_take_all_steps(steps: int, periods: int, warmup: float) -> None:
+    count, length = lengths(steps, ShearConfig(periods=periods, warmup=warmup))
+    assert count == min(periods, steps) and length >= 1
+    rest = steps - count * length
+    assert 0 <= rest < max(round(warmup * steps), 0) + count or rest == round(warmup * steps)
 
 
 def test_scores_that_are_all_equal_are_refused_before_anything_is_trained(runs: Runs, tmp_path: Path) -> None:

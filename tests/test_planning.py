@@ -22,10 +22,10 @@ from shearfx.budget import operation_budget, parameter_budget
 from shearfx.construction import construct_graph
 from shearfx.errors import PlanError
 from shearfx.graph import Graph, Group
+from shearfx.multiples import aligned
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import Saliency
 from shearfx.selection import OPTIONAL_KINDS, Tied, alike, place
-from shearfx.spending import aligned
 from tests import zoo
 
 ENTRIES = ("llama", "gptj", "cnn_resnet", "moe_einsum", "squeeze_excite", "llama_lora")
@@ -298,6 +298,12 @@ def test_wide_dims_become_multiples_of_what_suits_them() -> None:
     assert shapes["0.weight"][0] < 1536 and shapes["0.weight"][0] % 32 == 0
     assert shapes["2.weight"][0] == 100 or shapes["2.weight"][0] % 2 == 0
     assert [aligned(width) for width in (1, 63, 64, 172, 1536, 11008)] == [1, 1, 2, 4, 32, 64]
+
+
+def test_heads_of_any_size_can_go_one_by_one() -> None:
+    """32 heads of 100 and of 80: a multiple that only half of the heads make would leave them all."""
+    for size in (100, 80, 64, 128):
+        assert size % aligned(32 * size, size) == 0
 
 
 def test_heads_that_fit_already_need_no_rounding() -> None:

@@ -211,6 +211,24 @@ def test_steps_that_take_longer_than_was_thought_are_fewer(steps: int, left: flo
     assert loop.steps == taken and now[0] <= 100.0 + max(left, 2.0)
 
 
+def test_a_run_that_was_cut_off_while_it_was_slow_takes_all_steps_there_is_time_for(tmp_path: Path) -> None:
+    now = [100.0]
+
+    def slow(model: nn.Module, batch: Any) -> Tensor:
+        now[0] += 10.0
+        return loss_of(model, batch)
+
+    with patch("shearfx.training.loop.time.monotonic", lambda: now[0]):
+        first = loop_of(Toy(), tmp_path / "state", deadline=150.0, every=1e9)
+        first.loss = slow
+        next(first.run())
+        assert first.steps < 9
+        first.save()
+        again = loop_of(Toy(), tmp_path / "state", deadline=1000.0, every=1e9)
+        again.resume()
+        assert [m["step"] for m in again.run()] == list(range(2, 10))
+
+
 def test_the_learning_rate_rises_and_falls_as_stated() -> None:
     loop = loop_of(Toy(), None, steps=10, warm=4, least=0.1)
     rates = [m["lr"] for m in loop.run()]

@@ -48,9 +48,7 @@ def shear(
     option: Annotated[
         Many, typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the configuration; repeatable.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in this folder, by its options.")
-    ] = False,
+    resume: Resume = False,
     original: Original = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -93,7 +91,7 @@ def configured(path: Path | None, given: dict[str, Any], options: Many, resumed:
 
     values = {name: value for name, value in given.items() if value is not None} | _settings(options or [])
     if path is not None:
-        return ShearConfig.read(path, **values)
+        values = ShearConfig.values_of(path) | values
     return ShearConfig.of_mapping(values) if resumed is None else asked(resumed, values, resume=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -15,13 +15,13 @@ _SAYS = re.compile(r"out of memory|not enough memory|can't allocate memory|canno
 
 
 @contextlib.contextmanager
-def memory_guard(stage: str, config: ShearConfig, kept: str = "") -> Iterator[None]:
+def memory_guard(stage: str, config: ShearConfig, kept: Callable[[], bool] = bool) -> Iterator[None]:
     """Turn errors of allocators, on a GPU or a CPU, into one TrainingError.
 
     Args:
         stage: what is going on, for the message.
         config: says what can be lowered.
-        kept: where what was done so far lies.
+        kept: whether anything was done that a resumed run goes on from, asked when memory ran out.
 
     Raises:
         TrainingError: the block ran out of memory.
@@ -32,9 +32,10 @@ def memory_guard(stage: str, config: ShearConfig, kept: str = "") -> Iterator[No
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and not ran_out(error):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        more = "; what is done is kept, and --resume goes on with it" if kept else ""
+        begun = kept()
+        more = "; what is done is kept, and --resume goes on with it" if begun else ""
         what = f"out of memory while {stage}{more}"
-        raise TrainingError(message(what, where=first, todo=f"lower {what_to_lower(config, bool(kept))}")) from error
+        raise TrainingError(message(what, where=first, todo=f"lower {what_to_lower(config, begun)}")) from error
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -59,9 +60,9 @@ def what_to_lower(config: ShearConfig, begun: bool = False) -> str:
     anew = [f"sequence_length (now {config.sequence_length})"]
     if config.rank > 1:
         anew.append(f"rank (now {config.rank})")
-    if not begun or not found:
+    if not begun:
         return _either(found + anew)
-    return f"{_either(found)}; or, in a new run, {_either(anew)}"
+    return f"{_either(found)}; or, in a new run, {_either(anew)}" if found else f"{_either(anew)} in a new run"
 
 
 def _either(found: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearfx.config import ShearConfig
 from shearfx.low_rank import LowRank, adapters_of
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Redundant
@@ -23,7 +24,7 @@ from shearfx.pipeline.scoring_data import ScoringData, call_loss
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import RunDirectory
-from shearfx.saliency import find
+from shearfx.saliency import Saliency, find
 from shearfx.selection import Tied
 from shearfx.training import Loop, Mixture
 from shearfx.training.losses import Teacher
@@ -41,7 +42,7 @@ class Outcome:
 
 
 def prune_progressively(
-    study: Study, subject: Subject, model: nn.Module, tied: list[Tied], steps: int, folder: RunDirectory
+    study: Study, subject: Subject, model: nn.Module, tied: list[Tied], steps: int, folder: RunDirectory, memory: int
 ) -> Outcome:
     """Train adapters on a model while structures fade to zero; the model is left without them.
 
@@ -52,21 +53,28 @@ def prune_progressively(
         tied: what may be cut.
         steps: optimiser steps, warm-up and periods together.
         folder: of the run; a checkpoint in it is gone on with, a finished one read.
+        memory: bytes that a saliency may take beside the model.
     """
     config = study.config
-    warmup = round(config.warmup * steps)
+    periods, length = lengths(steps, config)
+    if periods < config.periods:
+        study.teller.note(f"caution: {steps} steps for LHSPG are fewer than its {config.periods} periods")
     scoring = _scoring(study, model)
-    fitted = study.batches(config.fitting_windows, config.seed + 3) if config.compensation != "none" else None
-    fitting = None if fitted is None else [{"input_ids": ids} for ids in fitted]
+    fitted = study.batches(config.fitting_windows, config.seed + 3)
+    fitting = [{"input_ids": ids} for ids in fitted] if config.compensation != "none" else None
+    proxy: str | Saliency = config.saliency
+    if proxy not in ACCUMULATED:
+        proxy = find(config.saliency)
+        proxy.fitting, proxy.memory = fitted, memory
     with adapting(config, model) as wrapped:
         optimizer = LHSPG(
-            subject.graph, wrapped, target=subject.amount, unit=subject.unit, warmup=warmup, periods=config.periods,
-            period_length=max(1, (steps - warmup) // config.periods), saliency=config.saliency,
-            half_space_eps=config.half_space_eps, penalty=config.penalty, strength=config.strength,
-            carrier=config.carrier, merge="period" if config.merge == "period" else "never",
-            merge_moments=config.merge_moments, merge_warmup=config.merge_warmup, lr=config.lr,
-            weight_decay=config.weight_decay, tied=tied, floor=config.floor, round_to=config.round_to,
-            data=scoring, loss=call_loss, compensate=fitting, seed=config.seed,
+            subject.graph, wrapped, target=subject.amount, unit=subject.unit, warmup=steps - periods * length,
+            periods=periods, period_length=length, saliency=proxy, half_space_eps=config.half_space_eps,
+            penalty=config.penalty, strength=config.strength, carrier=config.carrier,
+            merge="period" if config.merge == "period" else "never", merge_moments=config.merge_moments,
+            merge_warmup=config.merge_warmup, lr=config.lr, weight_decay=config.weight_decay, tied=tied,
+            floor=config.floor, round_to=config.round_to, data=scoring, loss=call_loss, compensate=fitting,
+            seed=config.seed,
         )  # fmt: skip
         teacher = _inner_teacher(wrapped, optimizer) if config.distill > 0 else None
         mixture = Mixture([*study.train["pretrain"], *study.train["instruct"]], config.batch_size, seed=config.seed)
@@ -86,6 +94,13 @@ def prune_progressively(
         optimizer.detach()
         diary.periods()
         return Outcome(optimizer.redundant, adapters_of(wrapped), optimizer.stand_ins)
+
+
+def lengths(steps: int, config: ShearConfig) -> tuple[int, int]:
+    """Periods, and the steps of each, in so many steps: what does not divide is warm-up; fewer periods than are asked
+    for where there are fewer steps."""
+    periods = min(config.periods, steps)
+    return periods, max(1, (steps - round(config.warmup * steps)) // periods)
 
 
 def _scoring(study: Study, model: nn.Module) -> Callable[[int], Iterable[Any]] | None:

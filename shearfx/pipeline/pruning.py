@@ -31,7 +31,7 @@ from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.refitting import Refitting
-from shearfx.run_directory import ACCOUNT, KNOWLEDGE, PLAN, RunDirectory
+from shearfx.run_directory import ACCOUNT, KNOWLEDGE, MEASURED, PLAN, RunDirectory
 from shearfx.saliency import Saliency, Scores, find
 from shearfx.saliency.learnt import reads_adapters
 from shearfx.selection import Tied
@@ -182,12 +182,14 @@ class Pruning:
         """What each node group knows; what an earlier run measured is read from its file."""
         config, subject = self.config, self.subject
         if config.knowledge is not None:
-            return KnowledgeDistribution.load(Path(config.knowledge).expanduser())
+            known = KnowledgeDistribution.load(Path(config.knowledge).expanduser())
+            self.folder.write(KNOWLEDGE, known.to_json())
+            return known
         with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
             found = knowledge_distribution(
                 subject.graph, subject.held.work, self.study.batches(config.knowledge_windows, config.seed + 1),
                 tied=subject.tied, saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma,
-                seed=config.seed, scores=self._raw, cache=self.folder.path / "knowledge.jsonl",
+                seed=config.seed, scores=self._raw, cache=self.folder.path / MEASURED,
                 announce=lambda cost: self.teller.note(str(cost)), progress=progress,
             )  # fmt: skip
         self.folder.write(KNOWLEDGE, found.to_json())
@@ -265,7 +267,8 @@ class Pruning:
         """Refuse scores that are all equal before LHSPG trains; of what training itself brings, it is seen then."""
         config, proxy = self.config, find(self.config.saliency)
         begun = (self.folder.path / "state" / "prune").exists()
-        if begun or config.saliency == "loraprune" or reads_adapters(proxy):
+        own = not type(proxy).__module__.startswith("shearfx.")  # may need adapters, or steps: seen when it scores
+        if begun or own or config.saliency == "loraprune" or reads_adapters(proxy):
             return
         groups = list({g.name: g for one in tied for g in one.groups}.values())
         few = self.study.batches(min(config.batch_size, config.scoring_windows), config.seed + 2)
@@ -280,7 +283,7 @@ class Pruning:
         mutates = self.config.carrier == "weights" or self.config.merge == "period"
         held = self.subject.held
         model = held.take_work() if mutates else held.work
-        found = prune_progressively(self.study, self.subject, model, tied, steps, self.folder)
+        found = prune_progressively(self.study, self.subject, model, tied, steps, self.folder, self.spare() // 2)
         self._faded = Faded(model if mutates else None, found.learnt)
         if found.stand_ins is not None:
             write_state(self._fits, found.stand_ins.fits(self.plan_of(found.redundant)))

@@ -81,6 +81,7 @@ class Shearing:
         """What widths are cut of: the full model, or what is left of it where layers went."""
         self.pruning = Pruning(self.subject, self.study, run, self._spare)
         self._final: nn.Module | None = None
+        run.tell_changes(teller.note)
 
     @functools.cached_property
     def cutting(self) -> Cutting:
@@ -149,8 +150,8 @@ class Shearing:
     def _stage(self, name: str, doing: str) -> Iterator[None]:
         """A stage that is not done yet: its peak of memory is recorded, and memory that runs out is one clear error."""
         peaks: dict[str, int | None] = {}
-        kept = "" if not self.folder.records else str(self.folder.path)
-        with memory_guard(doing, self.config, kept), measured(peaks, name, self.study.device):
+        begun = lambda: bool(self.folder.records)  # noqa: E731
+        with memory_guard(doing, self.config, begun), measured(peaks, name, self.study.device):
             yield
         memory = self.folder.records.get("memory", {})
         self.folder.finish("memory", memory | {"peak": memory.get("peak", {}) | peaks})
@@ -187,7 +188,7 @@ class Shearing:
 
     def _share(self, steps: int) -> int:
         """Of all steps, those of progressive pruning."""
-        return max(2, round(self.config.prune_share * steps)) if self.config.prune_share else 0
+        return max(1, round(self.config.prune_share * steps)) if self.config.prune_share else 0
 
     def _prune(self) -> PruningPlan:
         if self.folder.done("prune"):

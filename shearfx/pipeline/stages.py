@@ -79,7 +79,8 @@ def recover_model(
         todo = "set merge: end; a run of `shearfx shear` keeps its adapter"
         raise PlanError(message("recovery by itself merges what it learnt", where="merge: never", todo=todo))
     plan = PruningPlan.from_json(plan_file.read_text(encoding="utf-8"))
-    run = RunDirectory(out, f"{small}, cut from {original}", config, resume=resume)
+    run = RunDirectory(out.expanduser(), f"{small}, cut from {original}", config, resume=resume)
+    run.tell_changes(teller.note)
     if not run.done("recover"):
         run.write(PLAN, plan.to_json())
         _recover(_Pair(small, original, teller), plan, run, config, teller)
@@ -105,7 +106,7 @@ def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearCon
     study = Study(full, both.cut.tokenizer or both.full.tokenizer, config, teller)
     study.read()
     held, compact = study.hold(full, both.read_full), study.hold(cut, both.read_cut)
-    with memory_guard("judging and recovering", config, str(run.path) if run.records else ""):
+    with memory_guard("judging and recovering", config, lambda: bool(run.records)):
         for name, one in (("dense", held), ("cut", compact)):
             if not run.done(name):
                 run.finish(name, study.judge(one.work, name))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.config import ShearConfig
-from shearfx.data import Examples, hold_out, open_source, pack
+from shearfx.data import IGNORED, Examples, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
 from shearfx.inference import positions
@@ -101,7 +101,7 @@ class Study:
             losses: the full model's, by source, nats a token.
         """
         for examples in (*self.train["pretrain"], *self.train["instruct"]):
-            loss, blind = losses[examples.name], entropy_of(examples.ids)
+            loss, blind = losses[examples.name], entropy_of(examples.ids[examples.labels != IGNORED])
             if loss > blind:
                 self.teller.note(
                     f"caution: on {examples.name} the full model's loss is {loss:.2f} nats a token, and {blind:.2f} "
@@ -177,6 +177,8 @@ class Study:
         if self.config.minutes is None:
             return None
         now, end = time.monotonic(), self.start + 60 * self.config.minutes
+        if end <= now:
+            self.teller.note(f"caution: the {self.config.minutes:g} minutes are over: recovery takes one step")
         return now + IN_ALL * max(0.0, end - now)
 
     def _step_seconds(self, model: nn.Module, teacher: Teacher | None) -> float:

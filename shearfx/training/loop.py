@@ -70,10 +70,13 @@ class Loop:
     """Steps taken."""
     extra: Callable[[], dict[str, Any]] = dict
     """Further state to keep with a checkpoint."""
+    _asked: int = 0
+    """Steps, were there no deadline."""
     _peaks: list[float] = field(default_factory=list)
     _saved: float = 0.0
 
     def __post_init__(self) -> None:
+        self._asked = self.steps
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def run(self) -> Iterator[Metrics]:
@@ -84,7 +87,7 @@ class Loop:
         """
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._saved = begun = time.monotonic()
-        asked, first = self.steps, self.step
+        first = self.step
         while self.step < self.steps:
             start = time.monotonic()
             self._set_rate()
@@ -102,8 +105,8 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             if self.deadline is not None:
-                each = (time.monotonic() - begun) / (self.step - first)
-                self.steps = min(asked, self.step + max(0, int((self.deadline - time.monotonic()) / each)))
+                each = max(time.monotonic() - begun, 1e-6) / (self.step - first)  # clocks have ticks
+                self.steps = min(self._asked, self.step + max(0, int((self.deadline - time.monotonic()) / each)))
             metrics = {
                 "step": self.step, "loss": total, "norm": norm, "lr": self.optimizer.param_groups[0]["lr"],
                 "seconds": time.monotonic() - start,
@@ -140,9 +143,9 @@ class Loop:
         write_state(
             self.checkpoint,
             {
-                "step": self.step, "steps": self.steps, "trained": trained,
+                "step": self.step, "steps": self._asked, "trained": trained,
                 "optimizer": self.optimizer.state_dict(), "batches": self.batches.state_dict(),
-                "random": torch.get_rng_state(), "random_gpu": _gpu_random(), "extra": self.extra(),
+                "random": torch.get_rng_state(), "random_gpu": self._gpu_random(), "extra": self.extra(),
             },
         )  # fmt: skip
         self._saved = time.monotonic()
@@ -173,13 +176,18 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
         self.step, self.steps = int(state["step"]), int(state["steps"])
+        self._asked = self.steps
         torch.set_rng_state(state["random"])
-        if state.get("random_gpu") is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random_gpu"])
+        if state.get("random_gpu") is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_gpu"], self._device)
         extra: dict[str, Any] = state["extra"]
         return extra
 
+    @property
+    def _device(self) -> torch.device:
+        """Of what is trained."""
+        return next((p.device for group in self.optimizer.param_groups for p in group["params"]), torch.device("cpu"))
 
-def _gpu_random() -> Tensor | None:
-    """Where dropout on the GPU in use draws from."""
-    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    def _gpu_random(self) -> Tensor | None:
+        """Where dropout on the GPU that trains draws from."""
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
