@@ -267,5 +267,9 @@ def test_knowledge_by_itself(stories: Path, options: Options, tmp_path: Path, mo
     assert invoke(*prune, "--knowledge", str(out)).exit_code == 0
     (whole,) = found.unprunable()
     assert whole not in {cut.name for cut in PruningPlan.from_json(plan.read_text()).cuts}
+    kinds = prune.index("--kinds")
+    more = (*prune[:kinds], "--kinds", "heads", "--ratio", "0.1", *prune[kinds + 2 :])
+    unknown = invoke(*more[:3], str(tmp_path / "z"), *more[4:], "--knowledge", str(out))
+    assert unknown.exit_code == 1 and "says nothing of" in unknown.output
     lone = invoke(*prune[:3], str(tmp_path / "y"), *prune[4:], "--gamma", "0.2")
     assert lone.exit_code == 1 and "pass --knowledge FILE" in lone.output

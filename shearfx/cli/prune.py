@@ -124,7 +124,7 @@ def prune(
         multiple = _field("RoundTo", round_to, "round_to")
         if apply is None:
             _check_request(0.2 if ratio is None else ratio, scope.value, form.value, multiple, unit.value, floor)
-        unprunable = _unprunable(knowledge, gamma)
+        unprunable, measured = _known(knowledge, gamma)
         if apply is not None:
             plan = read_plan(apply)
             if _on_disk(model, plan, dtype):
@@ -152,6 +152,7 @@ def prune(
                 floor=floor,
                 seed=seed,
             )
+            _check_known(plan, measured)
         data = {"model": model, "out": str(out), **describe(plan)}
         if plan_only:
             _write(out, plan.to_json())
@@ -347,16 +348,27 @@ def _check_free(out: Path, *, file: bool, overwrite: bool) -> None:
         raise CheckpointError(message("the file exists", where=str(out), todo="name a new file, or pass --overwrite"))
 
 
-def _unprunable(knowledge: Path | None, gamma: str | None) -> tuple[str, ...]:
-    """Names of the node groups that are to stay whole."""
+def _known(knowledge: Path | None, gamma: str | None) -> tuple[list[str], list[str]]:
+    """Names of the groups that are to stay whole, and of all that were measured."""
     if knowledge is None:
         if gamma is not None:
             raise PlanError(message("--gamma is about a knowledge analysis", todo="pass --knowledge FILE"))
-        return ()
+        return [], []
     from shearfx.knowledge import KnowledgeDistribution
 
     found = KnowledgeDistribution.load(knowledge)
-    return found.unprunable() if gamma is None else found.unprunable(_field("Gamma", gamma, "gamma"))
+    whole = found.unprunable() if gamma is None else found.unprunable(_field("Gamma", gamma, "gamma"))
+    of = {row.name: row.groups for row in found.rows}
+    return [group for name in whole for group in of[name]], [group for groups in of.values() for group in groups]
+
+
+def _check_known(plan: PruningPlan, measured: list[str]) -> None:
+    """Refuse to cut what a knowledge analysis did not look at."""
+    unknown = next((cut for cut in plan.cuts if measured and cut.name not in measured), None)
+    if unknown is not None:
+        what = f"the knowledge analysis says nothing of {unknown.name} ({unknown.kind}), and the plan cuts it"
+        todo = f"pass --kinds of what was analysed, or analyse {unknown.kind} too (--set kinds=[...])"
+        raise PlanError(message(what, where="--knowledge", todo=todo))
 
 
 def _field(kind: str, value: str, name: str) -> Any:
