@@ -82,10 +82,10 @@ class ShearConfig:
     saliency: str = "fisher"
     """Proxy that ranks structures."""
     scoring_windows: int = 32
-    """Windows that a proxy looks at, where it looks at data; others for each cut."""
+    """Windows that a proxy looks at, where it looks at data; others for each cut or period."""
     scoring_labels: Literal["model", "text"] = "model"
-    """The next tokens that Fisher information is about, where structures go at once: drawn from the whole model's own
-    word, so that it measures how far the model moves from itself; or the text's."""
+    """The next tokens that Fisher information is about, where it is not told by LHSPG's own training: drawn from the
+    whole model's word, so that it measures how far the model moves from itself; or the text's."""
     fitting_windows: int = 128
     """Windows that least squares looks at (compensation, and ``compensated_fisher``); no gradients, so that many are
     cheap, and fewer tokens than inputs of a layer would be fitted to the windows and not to the language."""

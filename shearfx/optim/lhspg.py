@@ -51,7 +51,8 @@ class LHSPG(Wrapping, Results):
     By default structures fade by gates (see ``shearfx.gating.gates``): frozen, quantised and shared weights are never
     written, and ``with optimizer.gates.opened()`` is the full model. Schedules of learning rates, gradient scalers (a
     step that they skip does not advance the schedule) and ``transformers.Trainer(optimizers=(optimizer, scheduler))``
-    work as with any optimiser.
+    work as with any optimiser. What a skipped step brought leaves the scores when the optimiser's own ``zero_grad`` is
+    called; a loop that clears gradients by ``model.zero_grad()``, as Trainer does, keeps it, where it is finite.
 
     Every period's end is a smaller sound model: there :meth:`construct` returns it, from ``on_period``, from a loop, or
     from a checkpoint of that step, and :meth:`plan` tells of any period what was cut.
