@@ -169,7 +169,11 @@ def test_afterwards_a_checkpoint_of_a_periods_end_is_enough(tmp_path: Path) -> N
         assert other.periods_ended == period + 1 and other.steps == 3 + 2 * period
         with double_precision():
             loaded = shearfx.load(tmp_path / str(period))
-        assert torch.equal(output_of(name, other.construct()), output_of(name, loaded))
+        made = other.construct()
+        weights, read = made.state_dict(), loaded.state_dict()
+        assert weights.keys() == read.keys() and all(torch.equal(weights[key], read[key]) for key in weights)
+        # where tensors begin in memory, products may be rounded otherwise
+        assert furthest(output_of(name, made), output_of(name, loaded)) <= 1e-12
         assert opt.plan(period).cuts == plan.cuts == other.plan().cuts, "told of any period afterwards"
         assert opt.plan(period).attributes == plan.attributes
 

@@ -273,7 +273,7 @@ def test_dims_that_change_become_multiples(
 
 @settings(max_examples=30)
 @given(names, st.floats(0.05, 0.6), all_kinds, saliencies, seeds)
-def test_multiples_that_suit_each_dim_bar_no_ratio(
+def test_multiples_that_suit_each_dim_bar_hardly_any_ratio(
     name: str, ratio: float, kinds: Any, saliency: Any, seed: int
 ) -> None:
     """Models of small dims are cut as without rounding."""
@@ -284,8 +284,13 @@ def test_multiples_that_suit_each_dim_bar_no_ratio(
         with pytest.raises(PlanError):
             planned(name, round_to="auto", **asked)
         return
-    plan = planned(name, round_to="auto", **asked)
     _, graph = traced(name)
+    try:
+        plan = planned(name, round_to="auto", **asked)
+    except PlanError as error:  # floors are multiples too
+        assert "round_to" in str(error)
+        assert planned(name, round_to="auto", **asked | {"ratio": ratio - 0.05}).achieved > 0
+        return
     if max(size for tensor in graph.parameters() for size in tensor.shape) < 64:
         assert plan.cuts == freely.cuts
     assert abs(plan.achieved - ratio) <= abs(freely.achieved - ratio) + 0.05

@@ -144,10 +144,12 @@ def test_half_of_what_can_go_goes() -> None:
 @pytest.mark.parametrize("form", ["module", "fx"])
 def test_a_model_that_does_not_generate_runs_the_traced_call(form: Any) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 3, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.ReLU(), nn.Conv2d(128, 3, 3)
+    ).eval()
     graph = shearfx.trace(model, torch.randn(2, 3, 32, 32))
     before = {name: p.clone() for name, p in model.named_parameters()}
-    time = measure_time(graph, model, form=form, rounds=3)
+    time = measure_time(graph, model, form=form, rounds=9)
     assert time.total > 0 and "the traced call" in time.what
     assert any(time.rates.values())  # half of the channels: a quarter of the work
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
