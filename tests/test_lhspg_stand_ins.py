@@ -50,18 +50,23 @@ def test_the_fit_is_that_of_the_reader_and_comes_in_as_the_gate_shuts(data: st.D
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=60)
-@given(st.data())
-def test_stand_ins_one_after_the_other_are_one(data: st.DataObject) -> None:
-    size = data.draw(st.integers(3, 10))
+def two_stand_ins(data: st.DataObject, size: int) -> tuple[StandIn, StandIn, Any]:
+    """One, a second that replaces some of what the first reads, and where further numbers of the example come from."""
     order = torch.tensor(data.draw(st.permutations(range(size))))
     one, two = sorted(data.draw(st.lists(st.integers(1, size - 1), min_size=2, max_size=2, unique=True)))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     draw: Any = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     first = StandIn(order[:one], order[one:].sort().values, draw(one, size - one))
-    second = StandIn(order[one:two], order[two:].sort().values, draw(two - one, size - two))
+    return first, StandIn(order[one:two], order[two:].sort().values, draw(two - one, size - two)), draw
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_stand_ins_one_after_the_other_are_one(data: st.DataObject) -> None:
+    size = data.draw(st.integers(3, 10))
+    first, second, draw = two_stand_ins(data, size)
     gate = torch.ones(size, dtype=torch.float64)
-    gate[order[:two]] = 0
+    gate[first.gone] = gate[second.gone] = 0
     x = draw(5, size) * gate
     both = second.after(first)
     assert torch.allclose(first.apply(second.apply(x, gate), gate), both.apply(x, gate), rtol=1e-9, atol=1e-9)
@@ -71,15 +76,10 @@ def test_stand_ins_one_after_the_other_are_one(data: st.DataObject) -> None:
 @given(st.data())
 def test_derivatives_pass_a_gate_and_its_stand_ins_as_autograd_has_them(data: st.DataObject) -> None:
     size, count = data.draw(st.integers(3, 10)), data.draw(st.integers(0, 2))
-    order = torch.tensor(data.draw(st.permutations(range(size))))
-    one, two = sorted(data.draw(st.lists(st.integers(1, size - 1), min_size=2, max_size=2, unique=True)))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
-    draw: Any = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    older = StandIn(order[:one], order[one:].sort().values, draw(one, size - one))
-    newer = StandIn(order[one:two], order[two:].sort().values, draw(two - one, size - two))
+    older, newer, draw = two_stand_ins(data, size)
     ones = (newer, older)[:count]
     gate = torch.ones(size, dtype=torch.float64)
-    gate[order[:one]], gate[order[one:two]] = 0, data.draw(st.sampled_from([0.0, 0.25, 1.0]))
+    gate[older.gone], gate[newer.gone] = 0, data.draw(st.sampled_from([0.0, 0.25, 1.0]))
     x, weight = draw(2, 5, size).requires_grad_(), draw(2, 5, size)
 
     y = x * gate

@@ -140,10 +140,11 @@ class Loop:
         """Write a checkpoint."""
         assert self.checkpoint is not None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        steps = self._asked if self.step < self.steps else self.steps  # what ended in time is not gone on with
         write_state(
             self.checkpoint,
             {
-                "step": self.step, "steps": self._asked, "trained": trained,
+                "step": self.step, "steps": steps, "trained": trained,
                 "optimizer": self.optimizer.state_dict(), "batches": self.batches.state_dict(),
                 "random": torch.get_rng_state(), "random_gpu": self._gpu_random(), "extra": self.extra(),
             },
