@@ -135,7 +135,7 @@ class ShearConfig:
     steps: int | None = None
     """Optimiser steps instead."""
     minutes: float | None = None
-    """Wall clock of the whole run instead."""
+    """Wall clock of the whole run instead; a run that goes on counts what it took before."""
     rank: int = 16
     """Of the adapters."""
     alpha: int = 32

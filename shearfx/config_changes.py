@@ -8,8 +8,9 @@ from typing import Any
 from shearfx.config import ShearConfig
 from shearfx.errors import CheckpointError, message
 
-LATER = ("lr", "distill", "batch_size", "accumulate", "gradient_checkpointing", "checkpoint_seconds")
-"""Options that a run can go on with at another value: what to lower when the loss diverges or memory runs out."""
+LATER = ("lr", "distill", "batch_size", "accumulate", "gradient_checkpointing", "checkpoint_seconds", "minutes")
+"""Options that a run can go on with at another value: what to lower when the loss diverges or memory runs out, and the
+wall clock (how many steps it asks for is settled when training begins; later it only says when they have to end)."""
 
 
 def changes(before: ShearConfig, now: ShearConfig, where: str) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 from shearfx.config import ShearConfig
 from shearfx.config_changes import changes
 from shearfx.errors import CheckpointError, message
+from shearfx.run_clock import BEGIN, seconds_at_work
 
 CONFIG, RECORDS, METRICS, ENVIRONMENT = "config.yaml", "stages.json", "metrics.jsonl", "environment.json"
 PLAN, ACCOUNT, KNOWLEDGE = "plan.json", "groups.json", "knowledge.json"
@@ -24,7 +25,7 @@ class RunDirectory:
 
     A run that ended before its first stage did leaves nothing worth keeping: the folder can be used again.
 
-    ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step, choice or round),
+    ``config.yaml`` (what was asked), ``environment.json``, ``metrics.jsonl`` (a line a step, choice, round or stage),
     ``stages.json`` (what each finished stage found), ``plan.json``, ``groups.json`` (what could be cut, and why the
     rest not), ``knowledge.json``, ``state/`` (checkpoints), ``cut/`` and ``model/`` (results).
     """
@@ -49,6 +50,10 @@ class RunDirectory:
             what = f"the run's folder cannot be written: {error.strerror}"
             raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
         self.records: dict[str, Any] = self._read_records()
+        self.spent = seconds_at_work(path / METRICS)
+        """Seconds that processes before this one were at work on the run."""
+        if "recover" not in self.records:
+            self.log(BEGIN)
 
     def _go_on(self, first: str, config: ShearConfig, resume: bool) -> None:
         """Take up a run that was cut off: asked for the same, but for what only matters to what is still to come."""
@@ -98,6 +103,7 @@ class RunDirectory:
         """Record what a stage found; it is not done again."""
         self.records[stage] = record
         self.write(RECORDS, json.dumps(self.records, indent=1) + "\n")
+        self.log("stage", name=stage)
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the metrics."""

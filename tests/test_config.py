@@ -121,8 +121,18 @@ def test_what_only_matters_later_may_change_in_a_run_that_goes_on(tmp_path: Path
     assert asked(tmp_path, {}, resume=False) == ShearConfig()
     RunDirectory(tmp_path, "m", asked(tmp_path, LATER, resume=True), resume=True)
     assert ShearConfig.read(tmp_path / "config.yaml") == ShearConfig.of_mapping({"ratio": 0.3} | LATER)
-    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert line["event"] == "options" and line["batch_size"] == [4, 2] and "ratio" not in line
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    (line,) = (line for line in lines if line["event"] == "options")
+    assert line["batch_size"] == [4, 2] and "ratio" not in line
+
+
+def test_the_wall_clock_may_change_too_but_not_the_kind_of_budget(tmp_path: Path) -> None:
+    """Somebody whose ten minutes were over before the end gives ten more."""
+    RunDirectory(tmp_path, "m", ShearConfig.of_mapping({"minutes": 10}), resume=False).finish("dense", {})
+    more = asked(tmp_path, {"minutes": 20.0}, resume=True)
+    assert RunDirectory(tmp_path, "m", more, resume=True).changed == {"minutes": [10, 20]}
+    with pytest.raises(CheckpointError, match="asked for something else: tokens"):
+        RunDirectory(tmp_path, "m", ShearConfig(tokens=1000), resume=True)
 
 
 def test_a_folder_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ class Shearing:
         reopen: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.config, self.folder, self.teller = config, run, teller
-        self.study = Study(loaded.module, loaded.tokenizer, config, teller)
+        self.study = Study(loaded.module, loaded.tokenizer, config, teller, run.spent)
         self.loaded = loaded
         self.full = Subject(loaded, self.study, reopen, known, records=run)
         """The full model: judged, timed, and the teacher."""
@@ -235,5 +234,5 @@ class Shearing:
                 found = self.study.judge(judged, "recovered", size)
         memory = folder.records["memory"]
         folder.finish("memory", memory | {"weights": memory["weights"] | {"recovered": weights}})
-        folder.finish("recover", found | {"minutes": (time.monotonic() - self.study.start) / 60})
+        folder.finish("recover", found | {"minutes": self.study.seconds / 60})
         self._final = final.original

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ class _Pair:
 
 def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearConfig, teller: Teller) -> None:
     full, cut = both.full.module.eval(), both.cut.module
-    study = Study(full, both.cut.tokenizer or both.full.tokenizer, config, teller)
+    study = Study(full, both.cut.tokenizer or both.full.tokenizer, config, teller, run.spent)
     study.read()
     held, compact = study.hold(full, both.read_full), study.hold(cut, both.read_cut)
     with memory_guard("judging and recovering", config, lambda: bool(run.records)):
@@ -122,4 +121,4 @@ def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearCon
         save(model, plan, run.path / "model", tokenizer=study.tokenizer, original_config=config_of(full),
              overwrite=True)  # fmt: skip
         found = study.judge(study.hold(model).work, "recovered")
-    run.finish("recover", found | {"minutes": (time.monotonic() - study.start) / 60})
+    run.finish("recover", found | {"minutes": study.seconds / 60})

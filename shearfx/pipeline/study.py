@@ -40,10 +40,16 @@ class Study:
         tokenizer: its own.
         config: of the run.
         teller: told how it goes.
+        spent: seconds that the run has taken already, in processes before this one.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, config: ShearConfig, teller: Teller
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: ShearConfig,
+        teller: Teller,
+        spent: float = 0.0,
     ) -> None:
         self.tokenizer, self.config, self.teller = tokenizer, config, teller
         embedding = getattr(model, "get_input_embeddings", lambda: None)()
@@ -52,12 +58,17 @@ class Study:
         if longest is not None and config.sequence_length > longest:
             what = f"windows of {config.sequence_length} tokens, and the model has {longest} positions"
             raise TrainingError(message(what, where="sequence_length", todo=f"set it to {longest} at most"))
-        self.start = time.monotonic()
+        self._start = time.monotonic() - spent
         self.device = device_for(config.device)
         self.dtype = dtype_of(config.dtype, model, self.device)
         self.train: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
         self.validation: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
         torch.manual_seed(config.seed)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between its processes."""
+        return time.monotonic() - self._start
 
     # -- data ------------------------------------------------------------------------------------------
 
@@ -167,7 +178,7 @@ class Study:
         assert config.minutes is not None
         with self.teller.step("timing a training step"):
             seconds = self._step_seconds(model(), teacher) * config.accumulate
-        left = 60 * config.minutes - (time.monotonic() - self.start)
+        left = 60 * config.minutes - self.seconds
         count = max(1, int(TRAINED * left / seconds))
         self.teller.note(f"a step takes {seconds:.1f} s: {count} steps fit into {config.minutes:g} minutes")
         return count
@@ -176,10 +187,10 @@ class Study:
         """When training has to end, should steps turn out slower than they were when timed."""
         if self.config.minutes is None:
             return None
-        now, end = time.monotonic(), self.start + 60 * self.config.minutes
-        if end <= now:
+        left = 60 * self.config.minutes - self.seconds
+        if left <= 0:
             self.teller.note(f"caution: the {self.config.minutes:g} minutes are over: recovery takes one step")
-        return now + IN_ALL * max(0.0, end - now)
+        return time.monotonic() + IN_ALL * max(0.0, left)
 
     def _step_seconds(self, model: nn.Module, teacher: Teacher | None) -> float:
         mixture = Mixture(self.sources, self.config.batch_size, seed=0)
