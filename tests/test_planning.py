@@ -24,7 +24,7 @@ from shearfx.errors import PlanError
 from shearfx.graph import Graph, Group
 from shearfx.multiples import aligned
 from shearfx.pruning_plan import PruningPlan, of_cuts
-from shearfx.saliency import Saliency
+from shearfx.saliency import Evidence, Saliency
 from shearfx.selection import OPTIONAL_KINDS, Tied, alike, place
 from tests import zoo
 
@@ -90,9 +90,9 @@ class Loss(Saliency):
 
     name, unit = "test-loss", "loss"
 
-    def score(self, graph: Graph, model: Any, *, groups: Any = None, seed: int = 0, **rest: Any) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return {g.name: torch.rand(g.size, generator=generator).double() * g.params for g in groups}
+    def scores(self, given: Evidence) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(given.seed)
+        return {g.name: torch.rand(g.size, generator=generator).double() * g.params for g in given.groups}
 
 
 saliencies = st.sampled_from([Loss(), "random"])
@@ -552,8 +552,8 @@ def test_a_ratio_below_the_smallest_step_is_an_error() -> None:
 
 def test_a_saliency_that_is_not_finite_is_refused() -> None:
     class Broken(Loss):
-        def score(self, *args: Any, **options: Any) -> dict[str, Tensor]:
-            return {name: score / 0 for name, score in super().score(*args, **options).items()}
+        def scores(self, given: Evidence) -> dict[str, Tensor]:
+            return {name: score / 0 for name, score in super().scores(given).items()}
 
     with pytest.raises(PlanError, match="not finite"):
         planned("llama", saliency=Broken())

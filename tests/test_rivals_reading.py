@@ -162,7 +162,7 @@ def test_standardised_scores_are_ranked_as_they_are_whatever_a_structure_costs(
     scores = {g.name: torch.randn(g.size, dtype=torch.float64) for g in graph.groups}
 
     class Fixed(type(find("flap"))):  # type: ignore[misc]
-        def score(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        def scores(self, _: Any) -> dict[str, Tensor]:
             return scores
 
     plan = shearfx.plan(graph, ratio, Fixed(), model, form="fx", floor=0)

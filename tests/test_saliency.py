@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import shearfx
 from shearfx.errors import PlanError
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import of_cuts
-from shearfx.saliency import REGISTRY, Magnitude, Random, Saliency, Taylor, find, register
+from shearfx.saliency import REGISTRY, Evidence, Magnitude, Random, Saliency, Taylor, find, register
 from shearfx.tracing import by_name
 from tests import zoo
 
@@ -281,10 +281,8 @@ def test_a_registered_saliency_is_found_by_name() -> None:
 
         name, unit = "test-last", "relative"
 
-        def score(
-            self, graph: Graph, model: nn.Module | None, *, groups: Sequence[Group] | None = None, **rest: Any
-        ) -> dict[str, Tensor]:
-            return {g.name: torch.arange(g.size) for g in (groups or graph.groups)}
+        def scores(self, given: Evidence) -> dict[str, Tensor]:
+            return {g.name: torch.arange(g.size) for g in given.groups}
 
     register(Last)
     try:
@@ -309,8 +307,8 @@ def test_a_saliency_says_what_its_unit_is() -> None:
 
 def test_scores_of_the_wrong_shape_are_refused() -> None:
     class Short(Random):
-        def score(self, *args: Any, **options: Any) -> dict[str, Tensor]:
-            return {name: score[1:] for name, score in super().score(*args, **options).items()}
+        def scores(self, given: Evidence) -> dict[str, Tensor]:
+            return {name: score[1:] for name, score in super().scores(given).items()}
 
     model, graph = traced("llama")
     with pytest.raises(PlanError, match="scores"):

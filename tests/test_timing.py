@@ -126,8 +126,8 @@ class _Same(shearfx.saliency.Saliency):
 
     name, unit = "same", "loss"
 
-    def score(self, graph: Graph, model: nn.Module | None, **options: Any) -> dict[str, torch.Tensor]:
-        return {group.name: torch.ones(group.size) for group in options["groups"]}
+    def scores(self, given: shearfx.saliency.Evidence) -> dict[str, torch.Tensor]:
+        return {group.name: torch.ones(group.size) for group in given.groups}
 
 
 def test_half_of_what_can_go_goes() -> None:

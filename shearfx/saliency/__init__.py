@@ -1,8 +1,9 @@
 """Saliency: what each structure is worth, by a proxy chosen beforehand. One interface, a registry by name."""
 
-from shearfx.saliency.base import REGISTRY, Progress, Saliency, Scores, find, register
+from shearfx.saliency.base import REGISTRY, Saliency, Scores, find, register
 from shearfx.saliency.combined import Combined
 from shearfx.saliency.compensated import CompensatedFisher
+from shearfx.saliency.evidence import Evidence, Progress
 from shearfx.saliency.fisher import Fisher
 from shearfx.saliency.flap import Flap
 from shearfx.saliency.learnt import LoraAverageMagnitude, LoraCosine, LoraMagnitude, LoraTaylor, LoraTaylor2
@@ -17,6 +18,7 @@ __all__ = [
     "REGISTRY",
     "Combined",
     "CompensatedFisher",
+    "Evidence",
     "Fisher",
     "Flap",
     "LlmPrunerElement1",

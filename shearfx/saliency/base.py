@@ -6,7 +6,8 @@ A new proxy is a class and a decorator::
     class Wanda(Saliency):
         name, unit = "wanda", "relative"
 
-        def score(self, graph, model, *, groups=None, data=None, loss=None, seed=0, progress=None): ...
+        def scores(self, given):
+            return {group.name: ... for group in given.groups}  # by given.model, given.batches
 
 Source: LoRAShear, section 3.3 ("prespecified saliency proxies"), and the comparison methods there.
 """
@@ -14,7 +15,7 @@ Source: LoRAShear, section 3.3 ("prespecified saliency proxies"), and the compar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias, get_args
 
 import torch
@@ -22,17 +23,13 @@ from torch import nn
 
 from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
-from shearfx.gating.sites import live_names
 from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group
-from shearfx.slices import SliceSums
+from shearfx.saliency.evidence import Evidence, Progress
 from shearfx.spending import Ranking
 
 Scores: TypeAlias = dict[str, torch.Tensor]
 """Group name to a float64 tensor ``[size]``: the higher, the more is lost with the structure."""
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with what is done and what there is in all (0 where that is not known)."""
 
 
 class Saliency(ABC):
@@ -51,6 +48,13 @@ class Saliency(ABC):
     """Batches for what is found without gradients, where that is cheaper: second moments. None: the data itself."""
 
     @abstractmethod
+    def scores(self, given: Evidence) -> Scores:
+        """Score every structure of ``given.groups``.
+
+        Raises:
+            PlanError: weights, data or a loss are needed and not there.
+        """
+
     def score(
         self,
         graph: Graph,
@@ -76,6 +80,8 @@ class Saliency(ABC):
         Raises:
             PlanError: weights, data or a loss are needed and not there.
         """
+        asked = list(graph.groups if groups is None else groups)
+        return self.scores(Evidence(self.name, graph, model, asked, data, loss, seed, progress))
 
 
 REGISTRY: dict[str, type[Saliency]] = {}
@@ -106,30 +112,6 @@ def find(saliency: str | Saliency) -> Saliency:
         known = ", ".join(sorted(REGISTRY))
         raise PlanError(message(f"there is no saliency {saliency!r}", todo=f"choose one of {known}, or register yours"))
     return REGISTRY[saliency]()
-
-
-def weights_of(model: nn.Module | None, sums: SliceSums, what: str) -> Mapping[str, nn.Parameter]:
-    """The parameters that some group mentions, by the name each has without adapters.
-
-    Raises:
-        PlanError: there is no model, or its weights are on the meta device.
-    """
-    if model is None:
-        raise PlanError(message(f"saliency {what!r} looks at weights", todo="pass model=, or saliency='random'"))
-    live, parameters = live_names(model), dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, nn.Parameter] = {}
-    for name, first in sums.names.items():
-        if first not in found and name in live:
-            found[first] = parameters[live[name]]
-    for name, parameter in found.items():
-        if parameter.is_meta:
-            raise PlanError(
-                message(
-                    f"saliency {what!r} looks at weights, and {name} is on the meta device",
-                    todo="load the weights, or choose saliency='random'",
-                )
-            )
-    return found
 
 
 def of_part(progress: Progress, part: int, parts: int) -> Progress:

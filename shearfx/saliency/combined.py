@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from shearfx.errors import PlanError, message
-from shearfx.gradients import Loss
-from shearfx.graph import Graph, Group
-from shearfx.saliency.base import Progress, Saliency, Scores, find, register
+from shearfx.saliency.base import Saliency, Scores, find, register
+from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.learnt import Learnt, check_learnt, displacement_sums, from_sums
 
 
@@ -33,17 +31,7 @@ class Combined(Saliency):
         }
     )  # fmt: skip
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """Every part is scored on its own; parts that need data share one list of batches.
 
         Raises:
@@ -51,19 +39,18 @@ class Combined(Saliency):
         """
         if not self.weights or not all(weight > 0 for weight in self.weights.values()):
             raise PlanError(message(f"the weights {dict(self.weights)} are no mixture", todo="name parts with weights"))
-        batches = None if data is None else list(data)
-        chosen = list(graph.groups if groups is None else groups)
-        total = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in chosen}
+        batches = None if given.data is None else list(given.data)
+        total = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in given.groups}
         read = None
         for name, weight in self.weights.items():
             part = find(name)
-            if isinstance(part, Learnt) and model is not None:
+            if isinstance(part, Learnt) and given.module is not None:
                 if read is None:
-                    read = displacement_sums(graph, model, chosen, self.kernels)
+                    read = displacement_sums(given.graph, given.model, given.groups, self.kernels)
                     check_learnt(read, self.name)
                 scores = {group: from_sums(name.removeprefix("lora_"), one) for group, one in read.items()}
             else:
-                scores = part.score(graph, model, groups=chosen, data=batches, loss=loss, seed=seed, progress=progress)
+                scores = part.scores(replace(given, saliency=part.name, data=batches))
             for group, score in scores.items():
                 mean = score.mean()
                 total[group] += weight * (score / mean if mean > 0 else score)

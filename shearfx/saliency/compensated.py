@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,10 @@ from shearfx.gating.gates import Gates
 from shearfx.gating.moments import second_moments
 from shearfx.gating.residuals import ResidualCollector, projections
 from shearfx.gating.sites import GateSite
-from shearfx.gradients import Loss, fed
-from shearfx.graph import Graph, Group
-from shearfx.saliency.base import Progress, Scores, of_part, register
+from shearfx.gradients import Loss
+from shearfx.graph import Group
+from shearfx.saliency.base import Scores, of_part, register
+from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.fisher import Fisher, sizes_of
 from shearfx.tracing import evaluation
 
@@ -44,26 +46,15 @@ class CompensatedFisher(Fisher):
     def __init__(self, ridge: float = 1e-2, memory: int | None = 4 * 2**30) -> None:
         self.ridge, self.memory = ridge, memory
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """Run the batches, for one part of the layers after the other; the model is left as it was."""
-        if model is None:
-            return super().score(graph, model, groups=groups, data=data)
-        batches = list(fed(data, self.name))
+        gates = Gates(given.graph, given.model, given.groups)
+        batches = list(given.batches)
         scores: Scores = {}
-        parts = self._parts(Gates(graph, model, graph.groups if groups is None else groups))
+        parts = self._parts(gates)
         for done, part in enumerate(parts):
-            tell = progress and of_part(progress, done, len(parts))
-            scores |= super().score(graph, model, groups=part, data=batches, loss=loss, seed=seed, progress=tell)
+            tell = given.progress and of_part(given.progress, done, len(parts))
+            scores |= super().scores(replace(given, groups=part, data=batches, progress=tell))
         return scores
 
     def _parts(self, gates: Gates) -> list[list[Group]]:

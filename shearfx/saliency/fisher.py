@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from shearfx.errors import PlanError, message
 from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
-from shearfx.gradients import Loss, backward_each, batch_loss, fed, gradients
-from shearfx.graph import Graph, Group
-from shearfx.saliency.base import Progress, Saliency, Scores, refuse_unseen, register
+from shearfx.gradients import Loss, backward_each, batch_loss, gradients
+from shearfx.saliency.base import Saliency, Scores, refuse_unseen, register
+from shearfx.saliency.evidence import Evidence
 
 
 @contextlib.contextmanager
@@ -61,30 +60,18 @@ class Fisher(Saliency):
     name: ClassVar[str] = "fisher"
     unit = "loss"
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """Run the batches; the model is left as it was.
 
         Raises:
             PlanError: no model, no data, a loss that is not finite, or a group that gates do not see.
         """
-        if model is None:
-            raise PlanError(message(f"saliency {self.name!r} runs the model", todo="pass model="))
-        batches = fed(data, self.name)
-        gates = Gates(graph, model, graph.groups if groups is None else groups)
+        model, batches, loss = given.model, given.batches, given.loss
+        gates = Gates(given.graph, model, given.groups)
         check_seen(gates, self.name)
         seen = self._collector(gates, model, batches, loss or batch_loss)
         with gates, collecting(gates, model, seen) as collector, gradients(model, {}, lambda *_: None):
-            for _ in backward_each(model, batches, loss, self.name, progress):
+            for _ in backward_each(model, batches, loss, self.name, given.progress):
                 collector.flush()
         return {name: value / max(collector.sequences, 1) for name, value in collector.square.items()}
 

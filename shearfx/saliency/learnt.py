@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.sites import live_names
-from shearfx.gradients import Loss
 from shearfx.graph import Graph, Group, Member, coordinates
 from shearfx.low_rank import adapters_of
 from shearfx.saliency.along import Key, Place, along_all
-from shearfx.saliency.base import Progress, Saliency, Scores, register
+from shearfx.saliency.base import Saliency, Scores, register
+from shearfx.saliency.evidence import Evidence
 
 
 @dataclass
@@ -128,25 +128,13 @@ class Learnt(Saliency):
     unit = "relative"
     needs_delta: ClassVar[bool] = True
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """One pass over weights and adapters; no data.
 
         Raises:
             PlanError: there is no model, or nothing was learnt yet where the proxy reads that only.
         """
-        if model is None:
-            raise PlanError(message(f"saliency {self.name!r} looks at weights", todo="pass model="))
-        sums = displacement_sums(graph, model, graph.groups if groups is None else groups, self.kernels)
+        sums = displacement_sums(given.graph, given.model, given.groups, self.kernels)
         if self.needs_delta:
             check_learnt(sums, self.name)
         return {name: from_sums(self.name.removeprefix("lora_"), one) for name, one in sums.items()}

@@ -14,16 +14,16 @@ Source: LLM-Pruner (Ma et al. 2023, arXiv 2305.11627), section 3.2, equations 3 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from shearfx.gradients import Loss, backward_each, fed, gradients
-from shearfx.graph import Graph, Group
+from shearfx.gradients import backward_each, gradients
 from shearfx.low_rank import spans
-from shearfx.saliency.base import Progress, Saliency, Scores, of_part, register, weights_of
+from shearfx.saliency.base import Saliency, Scores, of_part, register
+from shearfx.saliency.evidence import Evidence
 from shearfx.slices import SliceSums, precise
 
 
@@ -31,22 +31,10 @@ class _Vector(Saliency):
     unit = "loss"
     second: ClassVar[bool]
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """One forward and backward pass per batch, in evaluation mode; a gradient is used and dropped as it comes."""
-        sums = SliceSums(graph, graph.groups if groups is None else groups)
-        weights = weights_of(model, sums, self.name)
-        batches = fed(data, self.name)
-        assert model is not None
+        sums = given.sums()
+        weights, batches = given.weights(sums), given.batches
         first: dict[tuple[str, str], Tensor] = {}
         second: dict[tuple[str, str], Tensor] = {}
 
@@ -57,8 +45,8 @@ class _Vector(Saliency):
                 second.setdefault((group, name), torch.zeros_like(along)).add_(along.square())
 
         count = 0
-        with gradients(model, weights, receive):
-            for count in backward_each(model, batches, loss, self.name, progress):  # noqa: B007
+        with gradients(given.model, weights, receive):
+            for count in backward_each(given.model, batches, given.loss, self.name, given.progress):  # noqa: B007
                 pass
         scores = sums.take()
         for (group, name), along in first.items():
@@ -103,26 +91,14 @@ class _Element(Saliency):
     def __init__(self, memory: int | None = 2 * 2**30) -> None:
         self.memory = memory
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """One forward and backward pass per batch and part of the layers, in evaluation mode."""
-        sums = SliceSums(graph, graph.groups if groups is None else groups)
-        parts = self._parts(weights_of(model, sums, self.name))
-        batches = fed(data, self.name)
+        sums = given.sums()
+        parts, batches = self._parts(given.weights(sums)), given.batches
         batches = list(batches) if len(parts) > 1 else batches
-        assert model is not None
         for done, part in enumerate(parts):
-            tell = progress and of_part(progress, done, len(parts))
-            self._part(sums, model, part, backward_each(model, batches, loss, self.name, tell))
+            tell = given.progress and of_part(given.progress, done, len(parts))
+            self._part(sums, given.model, part, backward_each(given.model, batches, given.loss, self.name, tell))
         return sums.take()
 
     def _part(self, sums: SliceSums, model: nn.Module, part: Mapping[str, nn.Parameter], passes: Iterable[int]) -> None:

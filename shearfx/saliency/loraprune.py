@@ -12,7 +12,7 @@ Source: LoRAPrune (Zhang et al. 2023, arXiv 2305.18403), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from shearfx.adapters import base_name
 from shearfx.errors import PlanError, message
-from shearfx.gradients import Loss, backward_each, fed, gradients
+from shearfx.gradients import backward_each, gradients
 from shearfx.graph import Graph, Group
 from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans
-from shearfx.saliency.base import Progress, Saliency, Scores, refuse_unseen, register
+from shearfx.saliency.base import Saliency, Scores, refuse_unseen, register
+from shearfx.saliency.evidence import Evidence
 from shearfx.slices import SliceSums
 
 
@@ -51,32 +52,21 @@ class LoraPrune(Saliency):
             raise PlanError(message(f"decay={decay!r} is no share below 1", where="LoraPrune(...)", todo="pass 0.9"))
         self.decay = decay
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """One forward and backward pass per batch, in evaluation mode; only adapters get gradients.
 
         Raises:
             PlanError: no model, data or loss, or a group of which no weight has an adapter.
         """
-        average = self.average(graph, model, groups)
-        batches = fed(data, self.name)
-        assert model is not None
+        average = self.average(given.graph, given.model, given.groups)
+        batches = given.batches
         brought: dict[str, Tensor] = {}
 
         def receive(name: str, parameter: Tensor, gradient: Tensor) -> None:
             brought[name] = gradient
 
-        with gradients(model, average.factors(), receive):
-            for _ in backward_each(model, batches, loss, self.name, progress):
+        with gradients(given.model, average.factors(), receive):
+            for _ in backward_each(given.model, batches, given.loss, self.name, given.progress):
                 average.add(brought)
                 brought.clear()
         return average.scores()

@@ -4,11 +4,10 @@ gradient."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
@@ -16,27 +15,17 @@ from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
-from shearfx.gradients import Loss, fed, forward_each
-from shearfx.graph import Graph, Group
+from shearfx.gradients import forward_each
 from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
-from shearfx.saliency.base import Progress, Saliency, Scores
+from shearfx.saliency.base import Saliency, Scores
+from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.fisher import check_seen
 
 
 class Reading(Saliency):
     """A saliency made of a number for each input feature of each layer that reads a group."""
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """One forward pass per batch; keeps two numbers for each feature. The model is left as it was.
 
         Args:
@@ -45,10 +34,10 @@ class Reading(Saliency):
         Raises:
             PlanError: no model or data, or a group that something else than weights reads.
         """
-        gates = reading_gates(graph, model, groups, self.name)
-        batches, sites = fed(data, self.name), gates.places.sites
+        gates = reading_gates(given)
+        batches, sites = given.batches, gates.places.sites
         with feature_moments(sites) as seen:
-            forward_each(gates.model, batches, loss, self.name, progress)
+            forward_each(gates.model, batches, given.loss, self.name, given.progress)
         adapters = adapters_of(gates.model)
         parts: dict[str, list[Tensor]] = {name: [] for name in gates.groups}
         for site in sites:
@@ -79,20 +68,18 @@ class Reading(Saliency):
         return scores.sum(0)
 
 
-def reading_gates(graph: Graph, model: nn.Module | None, groups: Sequence[Group] | None, what: str) -> Gates:
+def reading_gates(given: Evidence) -> Gates:
     """Gates, not attached, of groups that are read by weights everywhere; their places are inputs only.
 
     Raises:
         PlanError: there is no model, it has no weights, or something else reads a group.
     """
-    if model is None:
-        raise PlanError(message(f"saliency {what!r} runs the model", todo="pass model="))
-    gates = Gates(graph, model, graph.groups if groups is None else groups)
-    check_seen(gates, what)
+    gates = Gates(given.graph, given.model, given.groups)
+    check_seen(gates, given.saliency)
     for site in gates.places.sites:
         weight = getattr(base_layer(site.module), "weight", None)
         if isinstance(weight, Tensor) and weight.is_meta:
-            what = f"saliency {what!r} looks at weights, and {site.path} is on the meta device"
+            what = f"saliency {given.saliency!r} looks at weights, and {site.path} is on the meta device"
             raise PlanError(message(what, todo="load the weights, or choose saliency='random'"))
     return gates
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shearfx.gating.moments import parted, second_moments
 from shearfx.gating.residuals import blocks, inverse, within
-from shearfx.gradients import Loss, fed, forward_each
-from shearfx.graph import Graph, Group
+from shearfx.gradients import forward_each
 from shearfx.low_rank import adapters_of
-from shearfx.saliency.base import Progress, Saliency, Scores, of_part, refuse_unseen, register
+from shearfx.saliency.base import Saliency, Scores, of_part, refuse_unseen, register
+from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.reading import reading_gates, weight_rows
 
 
@@ -42,17 +42,7 @@ class SparseGpt(Saliency):
     def __init__(self, ridge: float = 1e-2, memory: int | None = 4 * 2**30) -> None:
         self.ridge, self.memory = ridge, memory
 
-    def score(
-        self,
-        graph: Graph,
-        model: nn.Module | None,
-        *,
-        groups: Sequence[Group] | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Scores:
+    def scores(self, given: Evidence) -> Scores:
         """Forward passes over the batches, for one part of the layers after the other; the model is left as it was.
 
         Args:
@@ -61,16 +51,16 @@ class SparseGpt(Saliency):
         Raises:
             PlanError: no model or data, or a group that something else than linear layers reads.
         """
-        gates = reading_gates(graph, model, groups, self.name)
+        gates = reading_gates(given)
         sites = gates.places.sites
         refuse_unseen((gates.groups[name] for site in sites if site.axis != -1 for name, _ in site.where), self.name)
-        batches, parts, adapters = fed(data, self.name), parted(sites, self.memory), adapters_of(gates.model)
+        batches, parts, adapters = given.batches, parted(sites, self.memory), adapters_of(gates.model)
         batches = list(batches) if len(parts) > 1 else batches
         scores = {name: torch.zeros(g.size, dtype=torch.float64) for name, g in gates.groups.items()}
         for done, part in enumerate(parts):
             with second_moments(part) as moments:
-                tell = progress and of_part(progress, done, len(parts))
-                forward_each(gates.model, batches, loss, self.name, tell)
+                tell = given.progress and of_part(given.progress, done, len(parts))
+                forward_each(gates.model, batches, given.loss, self.name, tell)
             for site in part:
                 if site.path in moments:  # no data may have come by an expert
                     precision = inverse(moments.pop(site.path), self.ridge)
