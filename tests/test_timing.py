@@ -147,7 +147,7 @@ def test_a_model_that_does_not_generate_runs_the_traced_call(form: Any) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.ReLU(), nn.Conv2d(128, 3, 3)
     ).eval()
-    graph = shearfx.trace(model, torch.randn(2, 3, 32, 32))
+    graph = shearfx.trace(model, torch.randn(4, 3, 64, 64))  # long enough to be timed on a busy machine
     before = {name: p.clone() for name, p in model.named_parameters()}
     time = measure_time(graph, model, form=form, rounds=9)
     assert time.total > 0 and "the traced call" in time.what
