@@ -21,6 +21,7 @@ from shearfx.inference import (
     evaluating,
     logits_of,
     positions,
+    rows_at_once,
     tokenizer_name,
 )
 from shearfx.speed import Speed, generation_speed
@@ -28,7 +29,6 @@ from shearfx.speed import Speed, generation_speed
 __all__ = ["ParameterCount", "Perplexity", "Speed", "generation_speed", "parameter_count", "perplexity"]
 
 DEFAULT_SEQUENCE_LENGTH = 1024
-ROWS = 256  # positions whose log-probabilities are worked out at a time: large vocabularies need much memory
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _batches(windows: list[tuple[list[int], int]], size: int) -> Iterator[list[t
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> float:
     """Sum -log p(target) over logits ``[positions, vocabulary]`` and targets ``[positions]``, in nats."""
-    total = torch.zeros((), dtype=torch.float64)
-    for rows, ids in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
+    total, most = torch.zeros((), dtype=torch.float64), rows_at_once(logits)
+    for rows, ids in zip(logits.split(most), targets.split(most), strict=True):
         total += F.cross_entropy(rows.float(), ids, reduction="none").double().sum().cpu()
     return float(total)

@@ -14,9 +14,7 @@ from torch.utils import _pytree as pytree
 
 from shearfx.errors import PlanError, message
 from shearfx.gradients import IGNORED, Loss
-
-ROWS = 256
-"""Positions whose distributions are worked out at a time: large vocabularies need much memory."""
+from shearfx.inference import rows_at_once
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,9 @@ def _distances(logits: Tensor, targets: Tensor | None, reference: Tensor | None)
     """
     nll = torch.zeros((), dtype=torch.float64, device=logits.device)
     kl = torch.zeros_like(nll)
-    for begin in range(0, len(logits), ROWS):
-        rows = slice(begin, begin + ROWS)
+    most = rows_at_once(logits)
+    for begin in range(0, len(logits), most):
+        rows = slice(begin, begin + most)
         log_p = _log_softmax(logits[rows])
         if targets is not None:
             nll += F.nll_loss(log_p, targets[rows], reduction="none").sum(dtype=torch.float64)

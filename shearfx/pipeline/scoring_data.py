@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.gradients import IGNORED
+from shearfx.inference import rows_at_once
 from shearfx.pipeline.study import Study
 from shearfx.saliency import Saliency
 from shearfx.saliency.fisher import Fisher
-from shearfx.training.losses import ROWS, causal_loss
+from shearfx.training.losses import causal_loss
 
 LABELS = 4
 """Beside the run's seed, that of drawn labels."""
@@ -64,9 +65,8 @@ def drawn_labels(model: nn.Module, ids: Tensor, generator: torch.Generator) -> T
     """
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-    rows = [
-        torch.multinomial(part.float().softmax(-1), 1, generator=generator).flatten() for part in logits.split(ROWS)
-    ]
+    parts = logits.split(rows_at_once(logits))
+    rows = [torch.multinomial(part.float().softmax(-1), 1, generator=generator).flatten() for part in parts]
     labels = torch.full_like(ids, IGNORED)
     labels[:, 1:] = torch.cat(rows).view(len(ids), -1)
     return labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,14 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shearfx.gradients import IGNORED
-from shearfx.inference import device_of
+from shearfx.inference import device_of, rows_at_once
 from shearfx.training.mixed_precision import mixed_precision
 
 Teacher = Callable[[Tensor], Tensor]
 """From token ids ``[batch, tokens]`` to the full model's logits ``[batch, tokens, vocabulary]``, without gradients."""
-
-ROWS = 128
-"""Positions whose probabilities are worked out in float32 at a time."""
 
 
 def token_loss(
@@ -26,7 +23,7 @@ def token_loss(
     """Next-token loss, mixed with the divergence from a teacher: ``(1 - distill) CE + distill KL(teacher || model)``.
 
     Probabilities are worked out in float32, a few positions at a time, and their gradient with them, so that no float32
-    tensor as large as the logits exists.
+    tensor as large as the logits exists, and no second copy of logits.
 
     Args:
         logits: ``[batch, tokens, vocabulary]``.
@@ -38,16 +35,12 @@ def token_loss(
     Returns:
         A scalar in nats.
     """
-    targets = labels[:, 1:].reshape(-1)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
     kept = (targets != IGNORED).nonzero().flatten()
     divisor = float(max(len(kept), 1)) if normalizer is None else normalizer
-    every = len(kept) == len(targets)
-    rows = logits[:, :-1].reshape(-1, logits.shape[-1])
-    hints = None if teacher is None or distill == 0 else teacher[:, :-1].reshape(-1, logits.shape[-1])
-    if not every:
-        rows, targets = rows[kept], targets[kept]
-        hints = None if hints is None else hints[kept]
-    found: Tensor = _TokenLoss.apply(rows, targets, hints, distill, divisor)  # type: ignore[no-untyped-call]
+    hints = None if teacher is None or distill == 0 else teacher.reshape(-1, teacher.shape[-1])
+    rows = logits.reshape(-1, logits.shape[-1])
+    found: Tensor = _TokenLoss.apply(rows, targets, kept, hints, distill, divisor)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -64,32 +57,52 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Teacher 
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: float, divisor: float
+        ctx: Any, logits: Tensor, targets: Tensor, kept: Tensor, teacher: Tensor | None, distill: float, divisor: float
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(logits) if wanted else None
-        total = logits.new_zeros((), dtype=torch.float32)
         hard = 1.0 - distill if teacher is not None else 1.0
-        for start in range(0, len(logits), ROWS):
-            part, at = logits[start : start + ROWS].float(), targets[start : start + ROWS, None]
-            log_p = F.log_softmax(part, -1)
-            total -= hard * log_p.gather(1, at).sum()
-            soft = None
-            if teacher is not None:
-                log_q = F.log_softmax(teacher[start : start + ROWS].float(), -1)
-                soft = log_q.exp()
-                total += distill * (soft * (log_q - log_p)).sum()
-            if gradient is not None:
-                slope = log_p.exp_()
-                slope.scatter_add_(1, at, torch.full_like(at, -hard, dtype=slope.dtype))
-                if soft is not None:
-                    slope.sub_(soft, alpha=distill)
-                gradient[start : start + ROWS] = slope.div_(divisor)
+        total = logits.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         if gradient is not None:
-            ctx.save_for_backward(gradient)
+            gradient[targets == IGNORED] = 0
+        for where in _parts(kept, rows_at_once(logits)):
+            at = targets[where, None]
+            model, q = _from_largest(logits[where]), None
+            total -= hard * model.gather(1, at).sum()
+            if teacher is not None:
+                hint = _from_largest(teacher[where])
+                q = hint.exp()
+                sums = q.sum(-1, keepdim=True)
+                q.div_(sums)
+                total += distill * (torch.linalg.vecdot(q, hint.sub_(model)).sum() - sums.log().sum())
+            p = model.exp_()
+            sums = p.sum(-1, keepdim=True)
+            total += sums.log().sum()
+            if gradient is not None:
+                p.div_(sums).scatter_add_(1, at, torch.full_like(at, -hard, dtype=p.dtype))
+                if q is not None:
+                    p.sub_(q, alpha=distill)
+                gradient[where] = p.div_(divisor).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
         return total / divisor
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None, None, None
+        (by,) = gradients
+        if by.device.type != "cpu" or by != 1:  # to look at it elsewhere waits for the device
+            gradient = gradient * by.to(gradient.dtype)
+        return gradient, None, None, None, None, None
+
+
+def _parts(kept: Tensor, most: int) -> Iterator[slice | Tensor]:
+    """Positions, some at a time; those that lie side by side as a slice, which copies nothing."""
+    for some in kept.split(most):
+        if len(some):
+            first, last = some[[0, -1]].tolist()
+            yield slice(first, last + 1) if last - first + 1 == len(some) else some
+
+
+def _from_largest(logits: Tensor) -> Tensor:
+    """In float32, less the largest of each row, so that no exponential overflows."""
+    found = logits.to(torch.float32, copy=True)
+    return found.sub_(found.amax(-1, keepdim=True))
