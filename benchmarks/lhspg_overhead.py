@@ -111,7 +111,8 @@ def configured(options: argparse.Namespace, **more: Any) -> tuple[str, Any]:
 
     model, source, _ = options.process
     text = "c4_validation_2k.parquet" if model == "smollm2" else "tinystories_train.jsonl"
-    shared = {"pretrain": (str(options.data / "data" / "text" / text),), "max_tokens": 100_000, "distill": 0.0}
+    source_of = str(options.data / "data" / "text" / text)
+    shared = {"pretrain": (source_of,), "max_tokens": 100_000, "distill": 0.0, "lr": 1e-3}
     return str(options.data / source), ShearConfig.of_mapping(shared | more)  # an absolute source stays what it is
 
 

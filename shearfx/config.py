@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from shearfx.config_checks import BUDGETS, check
-from shearfx.config_values import Compensation, Gamma, LayerCount, RoundTo, field_value
+from shearfx.config_values import Compensation, Gamma, LayerCount, LearningRate, RoundTo, field_value
 from shearfx.errors import PlanError, message
 
 
@@ -144,8 +144,9 @@ class ShearConfig:
     """In front of the adapters."""
     targets: tuple[str, ...] = ("all-linear",)
     """Layers that get adapters, as PEFT names them."""
-    lr: float = 1e-3
-    """Peak learning rate."""
+    lr: LearningRate = "auto"
+    """Peak learning rate. "auto": 1.2 by the width of the embedding, 0.006 at most (see
+    :func:`shearfx.pipeline.study.rate_for`)."""
     weight_decay: float = 0.0
     """Of AdamW."""
     batch_size: int = 4

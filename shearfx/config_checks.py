@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHARES = ("ratio", "floor", "prune_share", "warmup", "balance", "distill", "dropout")
 COUNTS = ("sequence_length", "validation", "scoring_windows", "fitting_windows", "periods", "rounds", "rank",
           "batch_size", "accumulate", "cuts", "knowledge_windows", "alpha")  # fmt: skip
-POSITIVE = ("lr", "alpha", "checkpoint_seconds")
+POSITIVE = ("alpha", "checkpoint_seconds")
 BUDGETS = ("tokens", "steps", "minutes")
 
 
@@ -49,6 +49,8 @@ def _check_numbers(config: ShearConfig) -> None:
             raise bad_value(name, getattr(config, name), "a positive number")
     if config.milliseconds is not None and not 0 < config.milliseconds < math.inf:
         raise bad_value("milliseconds", config.milliseconds, "a positive number, or null")
+    if config.lr != "auto" and not config.lr > 0:
+        raise bad_value("lr", config.lr, 'a positive number, or "auto"')
     if config.round_to != "auto" and config.round_to < 1:
         raise bad_value("round_to", config.round_to, 'a whole number of at least 1, or "auto"')
     if config.layers != "auto" and config.layers < 0:

@@ -9,6 +9,7 @@ from shearfx.errors import PlanError, message
 
 Gamma = float | Literal["auto"] | None
 LayerCount = int | Literal["auto"]
+LearningRate = float | Literal["auto"]
 RoundTo = int | Literal["auto"]
 """What dims that change become multiples of: a number, or what suits each dim."""
 Compensation = Literal["least_squares", "bias", "none"]
@@ -51,9 +52,9 @@ def field_value(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, str):
             raise bad_value(name, value, "a text")
         return value
-    if text in ("Gamma", "LayerCount", "RoundTo") and value == "auto":
+    if text in ("Gamma", "LayerCount", "LearningRate", "RoundTo") and value == "auto":
         return value
-    if isinstance(value, str) and ("float" in text or text in ("Gamma", "RoundTo")):
+    if isinstance(value, str) and ("float" in text or text in ("Gamma", "LearningRate", "RoundTo")):
         try:
             value = float(value)  # YAML takes 1e-3 for a text
         except ValueError:

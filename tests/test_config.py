@@ -71,6 +71,8 @@ def test_the_paper_is_the_paper() -> None:
         ({"minutes": 0}, "minutes: 0.0 is not a positive"),
         ({"minutes": float("inf")}, "minutes: inf is not a number"),
         ({"lr": float("nan")}, "lr: nan is not a number"),
+        ({"lr": 0}, 'lr: 0.0 is not a positive number, or "auto"'),
+        ({"lr": "fast"}, "lr: 'fast' is not a number"),
         ({"max_tokens": float("inf")}, "max_tokens: inf is not a whole number"),
         ({"layers": 2, "knowledge": "k.json"}, "layers: 2 goes before widths are cut"),
         ({"tokens": None}, "a run has one budget"),

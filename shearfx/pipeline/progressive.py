@@ -72,7 +72,7 @@ def prune_progressively(
             periods=periods, period_length=length, saliency=proxy, half_space_eps=config.half_space_eps,
             penalty=config.penalty, strength=config.strength, carrier=config.carrier,
             merge="period" if config.merge == "period" else "never", merge_moments=config.merge_moments,
-            merge_warmup=config.merge_warmup, lr=config.lr, weight_decay=config.weight_decay, tied=tied,
+            merge_warmup=config.merge_warmup, lr=study.lr, weight_decay=config.weight_decay, tied=tied,
             floor=config.floor, round_to=config.round_to, data=scoring, loss=call_loss, compensate=fitting,
             seed=config.seed,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.config import ShearConfig
+from shearfx.config_values import LearningRate
 from shearfx.data import IGNORED, Examples, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
@@ -59,6 +60,8 @@ class Study:
             what = f"windows of {config.sequence_length} tokens, and the model has {longest} positions"
             raise TrainingError(message(what, where="sequence_length", todo=f"set it to {longest} at most"))
         self._start = time.monotonic() - spent
+        self.lr = rate_for(config.lr, getattr(embedding, "embedding_dim", None))
+        """Peak learning rate."""
         self.device = device_for(config.device)
         self.dtype = dtype_of(config.dtype, model, self.device)
         self.train: dict[str, list[Examples]] = {"pretrain": [], "instruct": []}
@@ -267,7 +270,7 @@ class Study:
                     log("recover", **metrics)
 
             Recovery(
-                wrapped, lambda: torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay), stages,
+                wrapped, lambda: torch.optim.AdamW(trained, lr=self.lr, weight_decay=config.weight_decay), stages,
                 reference, steps, rounds=config.rounds, balance=config.balance, tolerance=config.tolerance,
                 teacher=teacher, distill=config.distill, batch_size=config.batch_size, accumulate=config.accumulate,
                 seed=config.seed, checkpoint=state, every=config.checkpoint_seconds, deadline=self._deadline(),
@@ -285,6 +288,21 @@ def entropy_of(ids: Tensor) -> float:
     """
     shares = ids.flatten().bincount().double() / ids.numel()
     return float(torch.special.entr(shares).sum())
+
+
+def rate_for(asked: LearningRate, width: int | None) -> float:
+    """The peak learning rate of LoRA: what is asked for, or what suits the width of the embedding (0.001 without one).
+
+    Wider models want smaller steps, as rates go by one over the width in Yang et al. 2022 (arXiv 2203.03466). The
+    constants are those of trials: of 0.001 to 0.012, 0.004 to 0.008 are best at a width of 64 (stories260k), of 0.001
+    to 0.004 the upper half at a width of 576 (SmolLM2): ``benchmarks/results/trials.md``.
+
+    >>> rate_for("auto", 64), round(rate_for("auto", 4096), 6), rate_for(1e-4, 64)
+    (0.006, 0.000293, 0.0001)
+    """
+    if asked != "auto":
+        return asked
+    return 1e-3 if width is None else min(6e-3, 1.2 / width)
 
 
 def device_for(asked: str) -> torch.device:
