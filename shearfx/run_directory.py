@@ -36,24 +36,26 @@ class RunDirectory:
         """Options that a resumed run has others of than before, with both values."""
         first = f"# model: {json.dumps(model)}"
         try:
+            self.spent = seconds_at_work(path / METRICS)
+            """Seconds that processes before this one were at work on the run."""
             begun = (path / CONFIG).is_file()
             if begun and (path / RECORDS).is_file():
                 self._go_on(first, config, resume)
-            elif not begun and path.exists() and any(path.iterdir()):
+            elif not begun and path.exists() and not all(_is_begun(one) for one in path.iterdir()):
                 todo = "name a new folder"
                 raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
             else:
                 path.mkdir(parents=True, exist_ok=True)
-                self.write(ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
                 self.write(CONFIG, f"{first}\n{config.to_yaml()}")
+                self.write(ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
         except OSError as error:
             what = f"the run's folder cannot be written: {error.strerror}"
             raise CheckpointError(message(what, where=str(path), todo="name another folder")) from error
         self.records: dict[str, Any] = self._read_records()
-        self.spent = seconds_at_work(path / METRICS)
-        """Seconds that processes before this one were at work on the run."""
         if "recover" not in self.records:
             self.log(BEGIN)
+        if self.changed:
+            self.log("options", **self.changed)
 
     def _go_on(self, first: str, config: ShearConfig, resume: bool) -> None:
         """Take up a run that was cut off: asked for the same, but for what only matters to what is still to come."""
@@ -77,7 +79,6 @@ class RunDirectory:
         self.changed = changed
         if changed:
             self.write(CONFIG, f"{first}\n{config.to_yaml()}")
-            self.log("options", **changed)
 
     def tell_changes(self, note: Callable[[str], None]) -> None:
         """Say which options the run goes on with otherwise than it began."""
@@ -108,14 +109,22 @@ class RunDirectory:
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the metrics."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-        with (self.path / METRICS).open("a", encoding="utf-8") as metrics:
-            metrics.write(line + "\n")
+        with (self.path / METRICS).open("a+b") as metrics:
+            if metrics.tell():
+                metrics.seek(-1, os.SEEK_END)
+                line = line if metrics.read(1) == b"\n" else f"\n{line}"  # a kill may have cut the last one in two
+            metrics.write(f"{line}\n".encode())
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a file is what a run that was killed at once left of its configuration."""
+    return path.name.startswith(f".{CONFIG}.")
 
 
 def asked(path: Path, options: Mapping[str, Any], resume: bool) -> ShearConfig:

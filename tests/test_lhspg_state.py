@@ -79,6 +79,31 @@ def test_stopped_anywhere_the_adapter_and_the_optimiser_are_enough(options: dict
         same(again, whole)
 
 
+@pytest.mark.parametrize("stops", [(3, 5), (4, 6), (2, 8)])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_stopped_twice_each_time_on_the_base_as_it_was_shipped(options: dict[str, Any], stops: tuple[int, int]) -> None:
+    """What the weights were at the very first is known to a run that was resumed, too."""
+    whole = fresh("llama", {"lora_dropout": 0.2})
+    opt = make("llama", whole, options)
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        train("llama", whole.train(), opt, 1, step)
+    model, other, done = fresh("llama", {"lora_dropout": 0.2}), None, 0
+    for stop in (*stops, STEPS):
+        saved = get_peft_model_state_dict(model), None if other is None else through_a_file(other.state_dict())
+        model = fresh("llama", {"lora_dropout": 0.2})
+        set_peft_model_state_dict(model, saved[0])
+        other = make("llama", model, options)
+        if saved[1] is not None:
+            other.load_state_dict(saved[1])
+        for step in range(done, stop):
+            torch.manual_seed(step)
+            train("llama", model.train(), other, 1, step)
+        done = stop
+    assert other is not None and other.zeros == opt.zeros
+    same(model, whole)
+
+
 @pytest.mark.parametrize("name", ["convolutions", "perceptron"])
 @pytest.mark.parametrize("carrier", ["gates", "weights"])
 @pytest.mark.parametrize("saliency", ["fisher", "magnitude", "lora_cosine"])
@@ -159,6 +184,10 @@ def test_merging_into_sixteen_bits_loses_no_more_than_one_rounding() -> None:
         ({"carrier": "weights"}, "GateCarrier"),
         ({"tied": "ffn"}, "does not have"),
         ({"compensate": [inputs_of("llama", 70)]}, "without compensate"),
+        ({"merge": "end"}, "merge='never', and this one has 'end'"),
+        ({"half_space_eps": 0.3}, "half_space_eps="),
+        ({"saliency": "magnitude"}, "saliency="),
+        ({"penalty": "constant", "strength": 0.1}, "strength=0.0"),
     ],
 )
 def test_a_state_of_another_run_is_refused(changed: dict[str, Any], said: str) -> None:

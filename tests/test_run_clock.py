@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shearfx.config import ShearConfig
+from shearfx.errors import CheckpointError
 from shearfx.pipeline.study import Study
 from shearfx.run_clock import seconds_at_work
 from shearfx.run_directory import RunDirectory
@@ -54,6 +55,27 @@ def test_a_finished_run_says_how_long_it_took(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert RunDirectory(tmp_path / "run", *_asked(tmp_path / "run"), resume=True).spent == run.spent
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines, "a finished run is only read"
+
+
+def test_a_pause_does_not_count_where_options_change_or_a_line_was_cut_in_two(tmp_path: Path) -> None:
+    config, metrics = ShearConfig(), tmp_path / "metrics.jsonl"
+    RunDirectory(tmp_path, "m", config, resume=False).finish("dense", {})
+    long_ago = time.time() - 8 * 3600
+    metrics.write_text(
+        f'{{"event": "begin", "time": {long_ago}}}\n{{"event": "recover", "time": {long_ago + 180}}}\n{{"event": "rec'
+    )
+    for lr in (1e-4, 2e-4):
+        run = RunDirectory(tmp_path, "m", ShearConfig(lr=lr), resume=True)
+        assert 180 <= run.spent < 190
+        run.log("recover", step=1)
+
+
+def test_a_folder_in_which_a_run_was_killed_at_once_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.123").write_text("# model")
+    assert not RunDirectory(tmp_path, "m", ShearConfig(), resume=True).records
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match="in use by something else"):
+        RunDirectory(tmp_path, "m", ShearConfig(), resume=False)
 
 
 def test_what_the_clock_leaves_is_what_may_still_be_trained(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class Merger:
             what = f"{len(self.events)} merges were made here, and only {len(events)} when the state was saved"
             raise PlanError(message(what, todo=todo))
         if not events:
+            self._origin = dict(state["origin"]) or self._origin
             return
         for path in self.adapters.keys() ^ events[0].keys():
             raise PlanError(message(f"the state has merged other adapters: {path}", todo="use the same adapters"))

@@ -20,6 +20,10 @@ Merge = Literal["end", "period", "never"]
 Carry = Literal["gates", "weights"]
 
 
+EQUAL = 1e-5
+"""Scores that differ by less, relative to the largest, differ by rounding only."""
+
+
 def paper() -> dict[str, Any]:
     """Algorithm 4 as it is printed: K structures, whatever their size, by the five scores of the authors' code ranked
     over all groups; weights fade by equation (2), and every period ends with a merge."""
@@ -118,8 +122,8 @@ def check_scores(scores: Scores, gone: Mapping[str, Sequence[int]]) -> None:
 def _differ(score: torch.Tensor, gone: Iterable[int]) -> bool:
     here = torch.ones(len(score), dtype=torch.bool)
     here[list(gone)] = False
-    left = score[here.to(score.device)]
-    return bool((left != left[:1]).any())
+    left = score[here.to(score.device)].double()
+    return len(left) > 0 and bool(left.max() - left.min() > EQUAL * left.abs().max())
 
 
 def check_state(own: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -131,6 +135,11 @@ def check_state(own: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         what = f"the state is of a run {'with' if own['compensated'] else 'without'} compensate="
     elif abs(own["amount"] - here["amount"]) > 1e-6 * max(1.0, here["amount"]):
         what = f"the state is of a run with a target of {own['amount']:g}"
+    else:
+        # a state of an older version does not say
+        for name, value in dict(own.get("asked", here["asked"])).items():
+            if value != here["asked"][name]:
+                what = f"the state is of a run with {name}={value!r}, and this one has {here['asked'][name]!r}"
     if what:
         where = f"this one has {here['schedule']}, {here['carrier']}, {here['amount']:g}"
         raise PlanError(message(what, where=where, todo="use the same options"))

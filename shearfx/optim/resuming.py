@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearfx.errors import PlanError, message
 from shearfx.optim.options import check_state
+from shearfx.running_time import unit_name
 
 if TYPE_CHECKING:
     from shearfx.optim.lhspg import LHSPG
@@ -25,10 +26,15 @@ def state_of(optimizer: LHSPG) -> dict[str, Any]:
 
 def _what(optimizer: LHSPG) -> dict[str, Any]:
     """What a state must agree in."""
-    schedule = optimizer.schedule
+    schedule, rule = optimizer.schedule, optimizer.carrier.rule
     return {
         "schedule": [schedule.warmup, schedule.periods, schedule.period_length], "amount": optimizer.amount,
         "carrier": type(optimizer.carrier).__name__, "compensated": optimizer.stand_ins is not None,
+        "asked": {
+            "merge": optimizer.merge, "penalty": rule.penalty, "strength": rule.strength,
+            "half_space_eps": str(rule.epsilon), "saliency": optimizer.scorer.name, "ranking": optimizer.ranking,
+            "unit": unit_name(optimizer.unit),
+        },
     }  # fmt: skip
 
 

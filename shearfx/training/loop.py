@@ -90,6 +90,8 @@ class Loop:
         first = self.step
         while self.step < self.steps:
             start = time.monotonic()
+            due = self.checkpoint is not None and start - self._saved >= self.every
+            good = self._state() if due else None  # if it is: what this step's loss and gradients will show
             self._set_rate()
             total = 0.0
             for _ in range(self.accumulate):
@@ -101,6 +103,8 @@ class Loop:
             norm = float(torch.nn.utils.clip_grad_norm_(trained, self.clip or math.inf))
             if not math.isfinite(norm):
                 raise self._diverged(f"a gradient of step {self.step} is not finite")
+            if good is not None:
+                self._write(good)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
@@ -113,8 +117,6 @@ class Loop:
             }  # fmt: skip
             if self.on_step is not None:
                 self.on_step(metrics)
-            if self.checkpoint is not None and time.monotonic() - self._saved >= self.every:
-                self.save()
             yield metrics
 
     def _set_rate(self) -> None:
@@ -125,30 +127,29 @@ class Loop:
 
     def _diverged(self, what: str) -> TrainingError:
         where = f"step {self.step} of {self.steps}, learning rate {self.optimizer.param_groups[0]['lr']:g}"
-        if self.checkpoint is not None and not self._kept() and self._finite():
-            self.save()  # nothing older is there
         kept = f"; the state of an earlier step is in {self.checkpoint}" if self._kept() else ""
         return TrainingError(message(what + kept, where=where, todo="lower the learning rate, or check the data"))
-
-    def _finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for group in self.optimizer.param_groups for p in group["params"])
 
     def _kept(self) -> bool:
         return self.checkpoint is not None and put_back(self.checkpoint) and (self.checkpoint / "state.json").is_file()
 
     def save(self) -> None:
         """Write a checkpoint."""
-        assert self.checkpoint is not None
+        self._write(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; its tensors are those of the run, until the optimiser steps."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         steps = self._asked if self.step < self.steps else self.steps  # what ended in time is not gone on with
-        write_state(
-            self.checkpoint,
-            {
-                "step": self.step, "steps": steps, "trained": trained,
-                "optimizer": self.optimizer.state_dict(), "batches": self.batches.state_dict(),
-                "random": torch.get_rng_state(), "random_gpu": self._gpu_random(), "extra": self.extra(),
-            },
-        )  # fmt: skip
+        return {
+            "step": self.step, "steps": steps, "trained": trained,
+            "optimizer": self.optimizer.state_dict(), "batches": self.batches.state_dict(),
+            "random": torch.get_rng_state(), "random_gpu": self._gpu_random(), "extra": self.extra(),
+        }  # fmt: skip
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        assert self.checkpoint is not None
+        write_state(self.checkpoint, state)
         self._saved = time.monotonic()
 
     def resume(self) -> dict[str, Any] | None:

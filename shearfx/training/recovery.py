@@ -160,7 +160,7 @@ class Recovery:
         each = max(1, -(-steps // max(1, self.rounds)))
         running = loop.run()
         while loop.step < loop.steps:
-            if loop.step % each == 0:
+            if loop.step % each == 0 and (not mine or mine[-1].step != loop.step):
                 mine.append(self._judge(stage, len(mine), loop.step))
                 if self._converged(mine):
                     break
