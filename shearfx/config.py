@@ -60,6 +60,8 @@ class ShearConfig:
     """Tokens read of each source."""
     sequence_length: int = 256
     """Tokens of a window."""
+    check_tokenizer: bool = True
+    """Refuse a full model that predicts a source worse than the counts of its tokens do: often not its tokenizer."""
     validation: int = 8
     """Windows of every source that are held out: judged by, never trained on."""
 

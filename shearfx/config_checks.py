@@ -44,6 +44,10 @@ def _check_numbers(config: ShearConfig) -> None:
         value = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value) and field.name != "half_space_eps":
             raise bad_value(field.name, value, "a number")
+    if not 0 <= config.seed < 2**62:
+        raise bad_value("seed", config.seed, "a whole number of at least 0, below 2**62")
+    if config.weight_decay < 0:
+        raise bad_value("weight_decay", config.weight_decay, "a number of at least 0")
     for name in POSITIVE:
         if not getattr(config, name) > 0:
             raise bad_value(name, getattr(config, name), "a positive number")

@@ -9,8 +9,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.config import ShearConfig
+from shearfx.errors import PlanError, message
 from shearfx.models import LoadedModel
 from shearfx.pipeline.given import Reading, given
+from shearfx.pipeline.handed_data import named, write_records
 from shearfx.pipeline.shearing import Sheared, Shearing
 from shearfx.pipeline.tellers import Silent, Teller
 from shearfx.run_directory import RunDirectory, asked
@@ -19,9 +21,10 @@ from shearfx.viz.report.beside import report_beside
 
 def shear(
     model: nn.Module | str | LoadedModel | Reading,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    data: Any = None,
     *,
     out: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     teller: Teller | None = None,
     config: ShearConfig | None = None,
@@ -35,8 +38,11 @@ def shear(
 
     Args:
         model: a causal language model, what :func:`shearfx.models.load_model` takes, or a function that reads it.
+        data: what to learn from: names of files, folders or hub data sets; records in memory, such as a
+            ``datasets.Dataset`` gives; or either under ``{"pretrain": ..., "instruct": ...}``. Or by the options
+            ``pretrain`` and ``instruct``.
+        out: the run's folder (see :class:`shearfx.run_directory.RunDirectory`); records in memory are written into it.
         tokenizer: for a model that is passed as such.
-        out: the run's folder (see :class:`shearfx.run_directory.RunDirectory`).
         resume: go on with a run that was cut off, with its options; those that only matter to what is still to come
             may be given other values (see :data:`shearfx.config_changes.LATER`).
         teller: told how it goes.
@@ -45,12 +51,22 @@ def shear(
     Raises:
         ShearError: anything about model, data or options that stands against it, before training where it can be known.
     """
+    if config is not None and options:
+        what = f"config= states all options, and {', '.join(options)} beside it"
+        todo = "pass one of them, or dataclasses.replace(config, ...)"
+        raise PlanError(message(what, where="shear(...)", todo=todo))
     path = Path(out).expanduser()
-    chosen = asked(path, options, resume) if config is None else config
+    names, records = named(data, path)
+    twice = [name for name in names if name in options or config is not None]
+    if twice:
+        what = f"data= names what {'config=' if config is not None else twice[0] + '='} does"
+        raise PlanError(message(what, where="shear(...)", todo="pass it once"))
+    chosen = asked(path, options | names, resume) if config is None else config
     chosen.check()
     told = teller or Silent()
     loaded, reopen = given(model, tokenizer, told)
     run = RunDirectory(path, loaded.source, chosen, resume=resume)
+    write_records(run, records)
     sheared = Shearing(loaded, chosen, run, told, reopen=reopen).run()
     report_beside(sheared.path, told.note)
     return sheared

@@ -71,6 +71,8 @@ def test_the_paper_is_the_paper() -> None:
         ({"minutes": 0}, "minutes: 0.0 is not a positive"),
         ({"minutes": float("inf")}, "minutes: inf is not a number"),
         ({"lr": float("nan")}, "lr: nan is not a number"),
+        ({"seed": -1}, "seed: -1 is not a whole number"),
+        ({"weight_decay": -1.0}, "weight_decay: -1.0 is not a number of at least 0"),
         ({"lr": 0}, 'lr: 0.0 is not a positive number, or "auto"'),
         ({"lr": "fast"}, "lr: 'fast' is not a number"),
         ({"max_tokens": float("inf")}, "max_tokens: inf is not a whole number"),

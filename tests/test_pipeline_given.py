@@ -16,10 +16,14 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from shearfx.errors import CheckpointError, PlanError, ShearError, TrainingError
+import shearfx
+from shearfx.config import ShearConfig
+from shearfx.errors import CheckpointError, DataError, PlanError, ShearError, TrainingError
 from shearfx.pipeline import Silent
 from shearfx.pipeline.given import given
-from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
+from shearfx.pipeline.stages import recover_model
+from shearfx.pipeline.study import Study
+from tests.tiny_runs import Runs, Telling, options, tiny_llama, write_model, write_text
 from tests.tiny_tokenizers import byte_tokenizer
 
 
@@ -43,6 +47,76 @@ def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=torch.arange(40)[None]).logits
     return found
+
+
+# -- the data ----------------------------------------------------------------------------------------------
+
+
+def test_data_in_memory_is_written_into_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt").read_text()
+    asked = options(tmp_path / "none", tokens=0, cuts=1, sequence_length=256)
+    del asked["pretrain"]
+    data = {"pretrain": [{"text": part} for part in text.split("\n\n")], "instruct": str(tmp_path / "i.jsonl")}
+    (tmp_path / "i.jsonl").write_text(20 * '{"prompt": "one two three", "completion": "four five six"}\n')
+    out, model = tmp_path / "run", tiny_llama(max_position_embeddings=256)
+    sheared = shearfx.shear(model, data, out=out, tokenizer=byte_tokenizer(), **asked)
+    assert set(sheared.record["dense"]["losses"]) == {"pretrain", "i"}
+    named = ShearConfig.read(out / "config.yaml")
+    assert named.pretrain == (str(out / "pretrain.jsonl"),) and named.instruct == (data["instruct"],)
+    again = shearfx.shear(model, data, out=out, tokenizer=byte_tokenizer(), resume=True, **asked)
+    assert again.record == sheared.record
+    for wrong, match in (
+        ({"text": "a.txt"}, "no kind 'text' of data"),
+        ([3], "holds int"),
+        ([{"text": {1}}], "cannot be written as JSON"),
+    ):
+        with pytest.raises(DataError, match=match):
+            shearfx.shear(model, wrong, out=tmp_path / "wrong", tokenizer=byte_tokenizer(), **asked)
+    for more in ({"pretrain": "b.txt"}, {"config": ShearConfig()}):
+        with pytest.raises(PlanError, match=r"does(.|\n)*pass it once"):
+            shearfx.shear(model, "a.txt", out=tmp_path / "twice", **more)
+    with pytest.raises(PlanError, match="config= states all options, and ratio beside it"):
+        shearfx.shear(model, config=ShearConfig(), out=tmp_path / "both", ratio=0.5)
+
+
+def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """A text and instructions are both called train; their losses are two."""
+    text = write_text(tmp_path / "train.txt")
+    (tmp_path / "train.jsonl").write_text(20 * '{"prompt": "one two three", "completion": "four five six"}\n')
+    asked: dict[str, Any] = {"pretrain": (str(text),), "instruct": (str(tmp_path / "train.jsonl"),)}
+    asked |= {"tokens": 0, "sequence_length": 256}
+    runs = Runs(write_model(tmp_path / "model", max_position_embeddings=256), text)
+    record = runs(tmp_path / "run", **asked).record
+    assert set(record["dense"]["losses"]) == set(record["recover"]["losses"]) == {"train.txt", "train.jsonl"}
+
+
+def test_windows_to_score_by_hold_no_padding(tmp_path: Path) -> None:
+    (tmp_path / "i.jsonl").write_text(40 * '{"prompt": "one two three", "completion": "four"}\n')
+    asked = options(tmp_path, pretrain=(), instruct=(str(tmp_path / "i.jsonl"),), sequence_length=256, tokens=0)
+    tokenizer = byte_tokenizer()
+    study = Study(tiny_llama(max_position_embeddings=256), tokenizer, ShearConfig.of_mapping(asked), Silent())
+    study.read()
+    (examples,) = study.train["instruct"]
+    assert bool((examples.labels[:, -1] == -100).any()), "windows end in padding"
+    batches = study.batches(5, seed=0)
+    assert [tuple(batch.shape) for batch in batches] == [(2, 256), (2, 256), (1, 256)]
+    ends = {int(labels.ne(-100).nonzero()[-1]) + 1 for labels in examples.labels}
+    joined = {tuple(ids[:end].tolist()) for ids, end in zip(examples.ids, map(last, examples.labels), strict=True)}
+    stream = torch.cat([batch.flatten() for batch in batches]).tolist()
+    assert ends and all(any(stream[at : at + len(one)] == list(one) for at in range(len(stream))) for one in joined)
+
+
+def last(labels: torch.Tensor) -> int:
+    """How many tokens come before the padding."""
+    return int(labels.ne(-100).nonzero()[-1]) + 1
+
+
+def test_recovery_refuses_a_model_that_was_not_cut_from_the_other(runs: Runs, tmp_path: Path) -> None:
+    run = runs(tmp_path / "run", tokens=0).path
+    config = ShearConfig.of_mapping(options(runs.text))
+    for wrong in (run / "cut", write_model(tmp_path / "wider", intermediate_size=96)):
+        with pytest.raises(TrainingError, match=r"is not what .* was cut from"):
+            recover_model(str(run / "cut"), str(wrong), tmp_path / "out", config, Silent())
 
 
 # -- the input ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shearfx.errors import CheckpointError, PlanError
+from shearfx.errors import CheckpointError, PlanError, TrainingError
 from shearfx.knowledge import KnowledgeDistribution, Row
 from shearfx.pipeline.given import given
 from tests.tiny_runs import Runs, Telling, write_model, write_text
@@ -51,6 +51,8 @@ def test_a_text_that_the_model_cannot_foretell_is_doubted(runs: Runs, tmp_path: 
     runs(tmp_path / "run", teller=teller, tokens=0, cuts=1, compensation="none")
     (note,) = (note for note in teller.told if note.startswith("caution"))
     assert "does the tokenizer belong to the model" in note
+    with pytest.raises(TrainingError, match=r"does the tokenizer belong to the model(.|\n)*set check_tokenizer: false"):
+        runs(tmp_path / "refused", check_tokenizer=True)
 
 
 @pytest.mark.parametrize(("trained", "doubted"), [("hub/other-7b", True), ("elsewhere/model", False), ("", False)])

@@ -48,6 +48,7 @@ def options(text: Path, **more: Any) -> dict[str, Any]:
     return {
         "pretrain": (str(text),), "kinds": ("ffn",), "tokens": 6 * 2 * 32, "sequence_length": 32, "batch_size": 2,
         "scoring_windows": 4, "fitting_windows": 8, "validation": 2, "rounds": 1, "dtype": "float32", "distill": 0.0,
+        "check_tokenizer": False,
     } | more  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def measure_knowledge(
     check_plain(loaded.module, loaded.source)
     study = Study(loaded.module.eval(), loaded.tokenizer, config, teller)
     study.read()
+    with memory_guard("measuring what each node group knows", config):
+        return _knowledge(loaded, study, config, teller, cache)
+
+
+def _knowledge(
+    loaded: LoadedModel, study: Study, config: ShearConfig, teller: Teller, cache: Path | None
+) -> KnowledgeDistribution:
     with teller.step("tracing and analysing"):
         graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
     tied, _ = select(graph, None, Selection((), (), config.exclude, config.kinds, (), config.scope, "fx"))
@@ -82,22 +90,27 @@ def recover_model(
     run.tell_changes(teller.note)
     if not run.done("recover"):
         run.write(PLAN, plan.to_json())
-        _recover(_Pair(small, original, teller), plan, run, config, teller)
+        _recover(_Pair(small, original, plan, teller), plan, run, config, teller)
     return run.records
 
 
 class _Pair:
     """A cut model and the full one."""
 
-    def __init__(self, small: str, original: str, teller: Teller) -> None:
+    def __init__(self, small: str, original: str, plan: PruningPlan, teller: Teller) -> None:
         with teller.step("loading both models"):
             self.full, self.cut = load_model(original), load_model(small)
         self.read_full = lambda: load_model(original).module
         self.read_cut = lambda: load_model(small).module
-        names = {name for name, _ in self.full.module.named_parameters(remove_duplicate=False)}
-        if not {name for name, _ in self.cut.module.named_parameters(remove_duplicate=False)} <= names:
-            what = f"{type(self.full.module).__name__} from {original} is not what {small} was cut from"
-            raise TrainingError(message(what, todo="name the model that was pruned"))
+        full = self.full.module
+        tensors = itertools.chain(full.named_parameters(remove_duplicate=False), full.named_buffers())
+        try:  # of whole layers that went the plan knows nothing: what is left has names and shapes that it had
+            plan.check_fits({name: tensor.shape for name, tensor in tensors}, original)
+        except PlanError as error:
+            what = (
+                f"{type(full).__name__} from {original} is not what {small} was cut from: {str(error).splitlines()[0]}"
+            )
+            raise TrainingError(message(what, todo="name the model that was pruned")) from error
 
 
 def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearConfig, teller: Teller) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shearfx.config import ShearConfig
 from shearfx.config_values import LearningRate
-from shearfx.data import IGNORED, Examples, hold_out, open_source, pack
+from shearfx.data import IGNORED, Examples, Kind, distinct, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
 from shearfx.inference import positions
@@ -86,18 +87,21 @@ class Study:
         if not config.pretrain and not config.instruct:
             todo = "pass pretrain= (--pretrain) text files, parquet, JSON lines or a hub name, or instruct="
             raise TrainingError(message("there is nothing to score, train and judge by", where="data", todo=todo))
+        asked: list[tuple[Kind, str]] = [("pretrain", spec) for spec in config.pretrain]
+        asked += [("instruct", spec) for spec in config.instruct]
         with self.teller.step("reading and packing data") as progress:
-            for kind, specs in (("pretrain", config.pretrain), ("instruct", config.instruct)):
-                for spec in specs:
-                    source = open_source(spec, kind=kind)  # type: ignore[arg-type]
-                    packed = pack(
-                        source, self.tokenizer, sequence_length=config.sequence_length, max_tokens=config.max_tokens,
-                        min_tokens=config.min_tokens, progress=lambda done, of: progress(done, of or 0),
-                    )  # fmt: skip
-                    self._check_vocabulary(packed)
-                    train, held = hold_out(packed, config.validation, seed=config.seed, where=spec)
-                    self.train[kind].append(train)
-                    self.validation[kind].append(held)
+            sources = [open_source(spec, kind=kind) for kind, spec in asked]
+            names = distinct([source.name for source in sources], [spec for _, spec in asked])
+            for (kind, spec), source, name in zip(asked, sources, names, strict=True):
+                packed = pack(
+                    source, self.tokenizer, sequence_length=config.sequence_length, max_tokens=config.max_tokens,
+                    min_tokens=config.min_tokens, progress=lambda done, of: progress(done, of or 0),
+                )  # fmt: skip
+                self._check_vocabulary(packed)
+                packed = dataclasses.replace(packed, name=name)
+                train, held = hold_out(packed, config.validation, seed=config.seed, where=spec)
+                self.train[kind].append(train)
+                self.validation[kind].append(held)
         for examples in (*self.train["pretrain"], *self.train["instruct"]):
             self.teller.note(str(examples))
 
@@ -109,19 +113,24 @@ class Study:
             raise TrainingError(message(what, where=f"source {examples.name!r}", todo=todo))
 
     def doubt(self, losses: Mapping[str, float]) -> None:
-        """Tell where the full model predicts text worse than how often its tokens come does: often not its tokenizer.
+        """Look where the full model predicts text worse than how often its tokens come does: often not its tokenizer.
 
         Args:
             losses: the full model's, by source, nats a token.
+
+        Raises:
+            TrainingError: there is such a text, and ``check_tokenizer`` is set.
         """
         for examples in (*self.train["pretrain"], *self.train["instruct"]):
             loss, blind = losses[examples.name], entropy_of(examples.ids[examples.labels != IGNORED])
             if loss > blind:
-                self.teller.note(
-                    f"caution: on {examples.name} the full model's loss is {loss:.2f} nats a token, and {blind:.2f} "
-                    "would do without looking at any context: does the tokenizer belong to the model, and an adapter "
-                    "to its base?"
-                )
+                what = f"on {examples.name} the full model's loss is {loss:.2f} nats a token, and {blind:.2f} would do "
+                what += "without looking at any context: does the tokenizer belong to the model, and an adapter to its "
+                what += "base?"
+                if self.config.check_tokenizer:
+                    todo = "use the tokenizer that it was trained with; or set check_tokenizer: false if that is so"
+                    raise TrainingError(message(what, where="judging the full model", todo=todo))
+                self.teller.note(f"caution: {what}")
 
     @property
     def sources(self) -> list[Examples]:
@@ -129,17 +138,28 @@ class Study:
         return self.train["pretrain"] or self.train["instruct"]
 
     def batches(self, windows: int, seed: int) -> list[Tensor]:
-        """Windows of all sources alike, those of text where there are any."""
+        """Windows of all sources alike, those of text where there are any; of dialogues without their padding."""
         mixture = Mixture(self.sources, 1, seed=seed)
-        drawn = [mixture.next()["input_ids"] for _ in range(windows)]
-        return [torch.cat(drawn[i : i + self.config.batch_size]).to(self.device)
-                for i in range(0, windows, self.config.batch_size)]  # fmt: skip
+        length, stream = self.config.sequence_length, torch.empty(0, dtype=torch.int64)
+        drawn: list[Tensor] = []
+        while len(drawn) < windows:
+            (ids,), (labels,) = (mixture.next()[name] for name in ("input_ids", "labels"))
+            stream = torch.cat([stream, ids[: max(1, last_learnt(labels) + 1)]])
+            while len(stream) >= length:
+                drawn.append(stream[:length])
+                stream = stream[length:]
+        found = torch.stack(drawn[:windows]).to(self.device)
+        return list(found.split(self.config.batch_size))
 
     def judge(self, model: nn.Module, what: str, bare: ParameterCount | None = None) -> dict[str, Any]:
         """Losses on what was held out, and sizes: ``bare``, of a model that has adapters on it."""
         held = [*self.validation["pretrain"], *self.validation["instruct"]]
         with self.teller.step(f"judging the {what} model") as progress:
             losses = losses_of(model, held, self.config.batch_size, progress)
+        broken = next((name for name, loss in losses.items() if not math.isfinite(loss)), None)
+        if broken is not None:
+            where, todo = f"judging the {what} model", "look for weights that are not finite, or train at a lower rate"
+            raise TrainingError(message(f"its loss on {broken} is {losses[broken]}", where=where, todo=todo))
         count = bare or parameter_count(model)
         shown = ", ".join(f"{name} {math.exp(min(loss, 700)):.2f}" for name, loss in losses.items())
         self.teller.note(f"{what}: {count.total:,} parameters; perplexity on held-out windows: {shown}")
@@ -278,6 +298,16 @@ class Study:
                 progress=lambda done, total: progress(done, total, said),
                 on_round=lambda one: log("round", **vars(one)) if log is not None else None,
             ).run()  # fmt: skip
+
+
+def last_learnt(labels: Tensor) -> int:
+    """Where the last label is that counts; what comes after it is padding. -1 where there is none.
+
+    >>> last_learnt(torch.tensor([IGNORED, 5, 6, IGNORED]))
+    2
+    """
+    learnt = (labels != IGNORED).nonzero()
+    return int(learnt[-1]) if len(learnt) else -1
 
 
 def entropy_of(ids: Tensor) -> float:

@@ -22,6 +22,7 @@ from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
 from shearfx.optim.choosing import Chooser
 from shearfx.pipeline.held import weight_bytes
+from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
 from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime, amount_text
@@ -76,7 +77,7 @@ class Subject:
     def graph(self) -> Graph:
         """The analysis of the full model."""
         if self._graph is None:
-            with self.teller.step("tracing and analysing"):
+            with self.teller.step("tracing and analysing"), memory_guard("tracing", self.config):
                 model = self.held.original
                 self._graph = trace(model, *self._arguments[0], **self._arguments[1])
                 remember(model, self._graph)
@@ -87,7 +88,8 @@ class Subject:
         """What may be cut, and what only together."""
         if self._tied is None:
             config, graph = self.config, self.graph
-            with self.teller.step("finding out what the model's own class can express"):
+            doing = "finding out what the model's own class can express"
+            with self.teller.step(doing), memory_guard(doing, self.config):
                 wanted = Selection((), (), config.exclude, config.kinds, (), config.scope, "module")
                 self._tied, self.refused = select(graph, self.held.original, wanted)
             if not self._tied:

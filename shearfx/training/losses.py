@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from shearfx.gradients import IGNORED
 from shearfx.inference import device_of, rows_at_once
@@ -73,7 +74,10 @@ class _TokenLoss(torch.autograd.Function):
                 q = hint.exp()
                 sums = q.sum(-1, keepdim=True)
                 q.div_(sums)
-                total += distill * (torch.linalg.vecdot(q, hint.sub_(model)).sum() - sums.log().sum())
+                apart = hint.sub_(model).masked_fill_(
+                    q == 0, 0
+                )  # what is impossible is no distance, whatever its logit
+                total += distill * (torch.linalg.vecdot(q, apart).sum() - sums.log().sum())
             p = model.exp_()
             sums = p.sum(-1, keepdim=True)
             total += sums.log().sum()
@@ -86,6 +90,7 @@ class _TokenLoss(torch.autograd.Function):
         return total / divisor
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         (by,) = gradients
