@@ -51,7 +51,7 @@ class ShearConfig:
 
     # -- data
     pretrain: tuple[str, ...] = ()
-    """Sources of text: files, folders, or names on the hub."""
+    """Sources of text: files, folders, or names on the hub; ``notes.parquet#body`` names the field with the text."""
     instruct: tuple[str, ...] = ()
     """Sources of instructions."""
     min_tokens: int = 0
@@ -164,7 +164,7 @@ class ShearConfig:
     seed: int = 0
     """Of all draws."""
     checkpoint_seconds: float = 60.0
-    """What a run that is killed loses at most."""
+    """What training that is killed loses at most; stages, cuts and measurements that are done are kept as they come."""
     recipe: Literal["default", "paper"] = "default"
     """Where the defaults come from."""
 
@@ -174,7 +174,11 @@ class ShearConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> ShearConfig:
-        """The method as the paper prints it, where it says; changes on top."""
+        """The method as the paper prints it, where it says; changes on top.
+
+        The ratio counts parameters, where the paper counts structures, and every group gives up an equal share, as its
+        scores say nothing across layers: :meth:`shearfx.optim.LHSPG.paper` ranks over all groups, to the letter.
+        """
         return dataclasses.replace(cls(**PAPER), **changes)
 
     @classmethod

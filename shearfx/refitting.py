@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,6 +85,25 @@ class Refitting:
             layer = self._layer(path)
             self._biases.setdefault(path, layer.bias)
             layer.bias = nn.Parameter(bias, requires_grad=False)
+        self._gates.close(plan)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What was changed so far, by path of the layer."""
+        return {
+            "weights": {path: self._weight(path).data for path in self._original},
+            "biases": {path: self._layer(path).bias.detach() for path in self._biases},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], plan: PruningPlan) -> None:
+        """Go on after the cut that a state is of: change again what was changed, and shut what its plan removes."""
+        for path, new in state["weights"].items():
+            weight = self._weight(path)
+            self._original.setdefault(path, weight.data)
+            weight.data = new.to(weight.data)
+        for path, bias in state["biases"].items():
+            layer = self._layer(path)
+            self._biases.setdefault(path, layer.bias)
+            layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
         self._gates.close(plan)
 
     def biases(self, plan: PruningPlan) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ class RunDirectory:
         self.path, self.model = path, model
         self.changed: dict[str, list[Any]] = {}
         """Options that a resumed run has others of than before, with both values."""
+        self.anew = False
+        """Whether a run was to be resumed that is not there."""
         first = f"# model: {json.dumps(model)}"
         try:
             self.spent = seconds_at_work(path / METRICS)
@@ -45,6 +47,7 @@ class RunDirectory:
                 todo = "name a new folder"
                 raise CheckpointError(message("the folder is in use by something else", where=str(path), todo=todo))
             else:
+                self.anew = resume
                 path.mkdir(parents=True, exist_ok=True)
                 self.write(CONFIG, f"{first}\n{config.to_yaml()}")
                 self.write(ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
@@ -81,7 +84,9 @@ class RunDirectory:
             self.write(CONFIG, f"{first}\n{config.to_yaml()}")
 
     def tell_changes(self, note: Callable[[str], None]) -> None:
-        """Say which options the run goes on with otherwise than it began."""
+        """Say which options the run goes on with otherwise than it began, or that it begins."""
+        if self.anew:
+            note(f"there is no run in {self.path} to go on with: a new one begins")
         for name, (before, now) in self.changed.items():
             note(f"goes on with {name}: {now} (it was {before})")
 

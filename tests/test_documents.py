@@ -163,6 +163,19 @@ def test_input_and_system_are_kept_apart() -> None:
     assert [turn.role for turn in documents[1].messages] == ["system", "user", "assistant"]
 
 
+def test_fields_can_stand_behind_the_source(tmp_path: Path) -> None:
+    place = tmp_path / "notes.jsonl"
+    place.write_text('{"body": "One.", "head": "Two."}\n')
+    assert texts_of(open_source(f"{place}#body", kind="pretrain")) == ["One."]
+    source = open_source(f"{place}#head, body", kind="pretrain")
+    assert texts_of(source) == ["Two.\n\nOne."] and source.name == "notes"
+    with pytest.raises(DataError, match=r"no field 'text'(.|\n)*behind the file, notes.parquet#body"):
+        open_source(place, kind="pretrain")
+    sharp = tmp_path / "c#.txt"
+    sharp.write_text("Three.")
+    assert open_source(str(sharp), kind="pretrain").name == "c#"
+
+
 def test_columns_name_the_fields() -> None:
     record = {"text": "no", "body": "yes", "head": "title", "ask": "q", "about": "i", "say": "a"}
     assert texts_of(from_records([record], kind="pretrain", name="x", columns="body")) == ["yes"]

@@ -27,10 +27,12 @@ from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.estimate import MemoryEstimate, estimate
 from shearfx.pipeline.held import Held, convert, weight_bytes
 from shearfx.pipeline.out_of_memory import memory_guard
+from shearfx.pipeline.stages import measure_knowledge
 from shearfx.pipeline.study import Study
+from shearfx.pipeline.tellers import Silent
 from shearfx.training import Mixture
 from shearfx.training.losses import causal_loss
-from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
+from tests.tiny_runs import Runs, Telling, as_loaded, options, tiny_llama, write_model, write_text
 
 CPU = torch.device("cpu")
 
@@ -347,6 +349,20 @@ def test_a_run_out_of_memory_is_resumed_with_what_is_done(
     again = runs(out, resume=True, checkpoint_seconds=1e-6)
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("place", ["subject.trace", "subject.select", "stages.trace"])
+def test_memory_that_runs_out_before_anything_is_done_is_one_error_too(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Runs(write_model(tmp_path / "model", intermediate_size=80), write_text(tmp_path / "text.txt"))
+    monkeypatch.setattr(f"shearfx.pipeline.{place}", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(TrainingError, match=r"out of memory while (tracing|finding out|measuring what each node)"):
+        if place.startswith("subject"):
+            fresh(tmp_path / "run")
+        else:
+            loaded = as_loaded(tiny_llama())
+            measure_knowledge(loaded, ShearConfig.of_mapping(options(fresh.text)), Silent())
 
 
 class Failing:

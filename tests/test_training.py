@@ -59,6 +59,21 @@ def test_token_loss_and_its_gradient_are_those_of_the_textbook(
     assert torch.allclose(gradient, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_class_that_is_impossible_for_the_teacher_is_no_distance(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 5, 6).to(dtype).requires_grad_()
+    teacher = torch.randn(1, 5, 6)
+    teacher[..., 2] = -math.inf
+    labels = torch.tensor([[0, 1, 3, 4, 5]])
+    found = token_loss(logits, labels, teacher, 1.0)
+    q, p = teacher[:, :-1].softmax(-1), logits[:, :-1].float().log_softmax(-1)
+    there = torch.where(q > 0, q * (q.clamp(min=1e-30).log() - p), 0).sum(-1).mean()
+    assert torch.allclose(found, there, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert bool(gradient.isfinite().all())
+
+
 def windows(name: str, count: int, length: int = 6, seed: int = 0) -> Examples:
     ids = torch.randint(0, 11, (count, length), generator=torch.Generator().manual_seed(seed))
     return Examples(name, "pretrain", ids, ids)

@@ -72,7 +72,8 @@ def open_source(
     A path that exists goes before the hub.  Fields are found by name: ``text`` or ``content`` for pretraining; for
     instructions Alpaca's instruction/input/output, instruction/context/response, prompt/completion or response,
     question/answer, or messages (role and content, or ShareGPT's from and value).  ``columns`` names them instead: the
-    text (several are joined by blank lines); messages; prompt and response; or instruction, input and response.
+    text (several are joined by blank lines); messages; prompt and response; or instruction, input and response. So do
+    names behind the source, ``"notes.parquet#body"`` or ``"data.jsonl#prompt,response"``.
 
     The source's name is ``name``, or the file's, folder's or data set's own.  ``max_documents`` keeps the first ones.
     The first document is read at once, so that what is wrong with the whole source shows up here.
@@ -97,13 +98,14 @@ def open_source(
     if not specs:
         todo = "name a file, a folder or a data set of the hub"
         raise DataError(message("no source is named", where="open_source([])", todo=todo))
-    readers = [reader for one in specs for reader in _readers(one, kind, used)]
+    named = [_fields_named(one) for one in specs]
+    readers = [reader for one, fields in named for reader in _readers(one, kind, fields if used is None else used)]
 
     def read() -> Iterator[Document]:
         documents = itertools.chain.from_iterable(reader() for reader in readers)
         return _first(documents, max_documents)
 
-    source = Source(name or _name(specs[0]), kind, ", ".join(map(str, specs)), read)
+    source = Source(name or _name(named[0][0]), kind, ", ".join(map(str, specs)), read)
     next(iter(source))
     return source
 
@@ -137,6 +139,14 @@ def _first(documents: Iterator[Document], count: int | None) -> Iterator[Documen
         done += not (isinstance(document, Text) and document.continues)
         if done == count:
             return
+
+
+def _fields_named(spec: str | Path) -> tuple[str | Path, list[str] | None]:
+    """A source and the fields that stand behind it: ``notes.parquet#body``, ``data.jsonl#prompt,response``."""
+    if isinstance(spec, Path) or "#" not in spec or Path(spec).expanduser().exists():
+        return spec, None
+    place, _, fields = spec.rpartition("#")
+    return place, [field.strip() for field in fields.split(",")]
 
 
 def _name(spec: str | Path) -> str:

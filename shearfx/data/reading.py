@@ -154,6 +154,9 @@ def parquet_records(path: Path, fields_used: Callable[[Sequence[str]], list[str]
                 for record in batch.to_pylist():
                     row += 1
                     yield f"{path}, row {row}", record
+    except UnicodeDecodeError as error:
+        where, todo = f"{path}, among the {ROWS} rows after row {row}", "write the file again with its texts as UTF-8"
+        raise DataError(message(f"a text in it is not UTF-8: {error.reason}", where=where, todo=todo)) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         where = f"{path}, after row {row}" if row else str(path)
         brief = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

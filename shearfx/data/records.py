@@ -117,11 +117,13 @@ def _no_use(record: Mapping[str, Any], kind: Kind, columns: Sequence[str] | None
         return DataError(message(what, where=where, todo="name fields that every record has in columns="))
     if kind == "pretrain":
         other = fields_used(record, "instruct", None)
-        todo = "these are instructions: open the source as kind='instruct'" if other else "name its text: columns='...'"
+        todo = "name its text: open_source(columns=...), or behind the file, notes.parquet#body"
+        if other:
+            todo = "these are instructions: open the source as kind='instruct'"
         return DataError(message(f"the record has no field 'text'; its fields: {names}", where=where, todo=todo))
     shapes = ", ".join(f"{first}/{last}" for first, _, last in INSTRUCTION_FIELDS)
     what = f"the record has no prompt and response (messages, {shapes}); its fields: {names}"
-    todo = "name them: columns=('prompt field', 'response field')"
+    todo = "name them: open_source(columns=...), or behind the file, data.jsonl#prompt,response"
     return DataError(message(what, where=where, todo=todo))
 
 

@@ -145,8 +145,8 @@ class KnowledgeDistribution:
         return json.dumps(data, indent=1, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> KnowledgeDistribution:
-        """The reverse of :meth:`to_json`.
+    def from_json(cls, text: str, where: str = "") -> KnowledgeDistribution:
+        """The reverse of :meth:`to_json`; ``where`` the text is from is for the error.
 
         Raises:
             CheckpointError: it is something else.
@@ -162,7 +162,7 @@ class KnowledgeDistribution:
             return cls(rows=tuple(rows), **(data | {"ratios": tuple(data["ratios"])}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"this is no knowledge distribution: {type(error).__name__}: {error}"
-            raise CheckpointError(message(what, todo="analyse the model again")) from error
+            raise CheckpointError(message(what, where=where, todo="analyse the model again")) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON; the file appears whole or not at all.
@@ -191,9 +191,10 @@ class KnowledgeDistribution:
             CheckpointError: it cannot be read, or is something else.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(message(f"it cannot be read: {error}", where=str(path))) from error
+        return cls.from_json(text, str(path))
 
 
 def perplexity_of(loss: float) -> float:

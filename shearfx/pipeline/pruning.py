@@ -109,7 +109,8 @@ class Pruning:
     def forget(self) -> None:
         """Give back what is needed for the cut only; :meth:`faded` finds what progressive pruning left again."""
         self._faded = None
-        shutil.rmtree(self._fits, ignore_errors=True)
+        for place in (self._fits, self._cuts):
+            shutil.rmtree(place, ignore_errors=True)
 
     def fits(self) -> dict[str, Tensor]:
         """What the layers that read what goes get for it, by path, as cut: their weights, where these are refitted."""
@@ -125,17 +126,21 @@ class Pruning:
     def _fits(self) -> Path:
         return self.folder.path / "state" / "fits"
 
+    @property
+    def _cuts(self) -> Path:
+        """What several cuts left, but for the last."""
+        return self.folder.path / "state" / "cuts"
+
     def _at_once(self, tied: list[Tied]) -> PruningPlan:
         """Without training: in one cut, or in several, each scored and fitted on what the one before left."""
         config, subject = self.config, self.subject
         chooser, proxy, work = subject.chooser(tied), find(config.saliency), subject.held.work
-        gone: Redundant = {}
-        scores = self.scores
         with Refitting(subject.graph, work, chooser.groups) as refitting:
-            for cut in range(1, config.cuts + 1):
+            done, gone, plan = self._cut_before(refitting)
+            for cut in range(done + 1, config.cuts + 1):
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
-                if cut > 1:
-                    scores = self._calibrated(self._score(proxy, chooser.groups, cut, of))
+                whole = cut == 1  # else scored as the cut before left it
+                scores = self.scores if whole else self._calibrated(self._score(proxy, chooser.groups, cut, of))
                 check_scores(scores, gone)
                 before = gone
                 gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
@@ -143,17 +148,29 @@ class Pruning:
                 plan = self.plan_of(gone)
                 if config.compensation == "none":
                     refitting.apply(plan, None, _call)
-                    continue
-                if config.compensation == "bias":
+                elif config.compensation == "bias":
                     with self.teller.step(f"giving what reads them a bias{of}"):
                         refitting.shift(plan, self._fitting, _call)
                 else:
                     with self.teller.step(f"refitting what reads them by least squares{of}"):
                         refitting.apply(plan, self._fitting, _call, memory=self.spare() // 2)
+                if cut < config.cuts:
+                    write_state(self._cuts, {"cut": cut, "gone": gone, "changed": refitting.state_dict()})
             if config.compensation != "none":
                 found = refitting.biases(plan) if config.compensation == "bias" else refitting.fits(plan)
                 write_state(self._fits, found)
         return self._settled(plan)
+
+    def _cut_before(self, refitting: Refitting) -> tuple[int, Redundant, PruningPlan]:
+        """Where a run that was stopped among its cuts goes on: how many are done, and what is gone."""
+        if not self._cuts.exists():
+            return 0, {}, self.plan_of({})
+        _ = self._scoring, self._factors  # worked out on the model as it was
+        state = read_state(self._cuts)
+        gone = {name: list(indices) for name, indices in state["gone"].items()}
+        plan = self.plan_of(gone)
+        refitting.load_state_dict(state["changed"], plan)
+        return int(state["cut"]), gone, plan
 
     def _tell_cut(
         self, cut: int, chooser: Chooser, scores: Scores, gone: Redundant, before: Redundant, saved: int

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from shearfx.config import ShearConfig
+from shearfx.config_idle import idle
 from shearfx.evaluation import parameter_count
 from shearfx.footprint import bytes_text, measured
 from shearfx.graph import Graph
@@ -81,6 +82,8 @@ class Shearing:
         self.pruning = Pruning(self.subject, self.study, run, self._spare)
         self._final: nn.Module | None = None
         run.tell_changes(teller.note)
+        for name, why in idle(config).items():
+            teller.note(f"caution: {name}: {getattr(config, name)} does nothing, as {why}")
 
     @functools.cached_property
     def cutting(self) -> Cutting:

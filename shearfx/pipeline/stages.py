@@ -11,6 +11,7 @@ from shearfx.architectures import config_of
 from shearfx.atomic import PLAN_FILE
 from shearfx.checkpoints import save
 from shearfx.config import ShearConfig
+from shearfx.config_idle import KNOWLEDGE, RECOVERY, beside
 from shearfx.errors import CheckpointError, PlanError, TrainingError, message
 from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
 from shearfx.models import LoadedModel, load_model
@@ -38,6 +39,7 @@ def measure_knowledge(
         ShearError: anything about model, data or options that stands against it.
     """
     check_plain(loaded.module, loaded.source)
+    _tell_idle(config, KNOWLEDGE, "the knowledge analysis", teller)
     study = Study(loaded.module.eval(), loaded.tokenizer, config, teller)
     study.read()
     with memory_guard("measuring what each node group knows", config):
@@ -88,10 +90,17 @@ def recover_model(
     plan = PruningPlan.from_json(plan_file.read_text(encoding="utf-8"))
     run = RunDirectory(out.expanduser(), f"{small}, cut from {original}", config, resume=resume)
     run.tell_changes(teller.note)
+    _tell_idle(config, RECOVERY, "recovery", teller)
     if not run.done("recover"):
         run.write(PLAN, plan.to_json())
         _recover(_Pair(small, original, plan, teller), plan, run, config, teller)
     return run.records
+
+
+def _tell_idle(config: ShearConfig, used: tuple[str, ...], stage: str, teller: Teller) -> None:
+    strange = beside(config, used)
+    if strange:
+        teller.note(f"caution: {stage} does not look at {', '.join(strange)}")
 
 
 class _Pair:

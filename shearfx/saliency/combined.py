@@ -44,6 +44,8 @@ class Combined(Saliency):
         read = None
         for name, weight in self.weights.items():
             part = find(name)
+            part.kernels, part.fitting = self.kernels, self.fitting
+            part.memory = part.memory if self.memory is None else self.memory
             if isinstance(part, Learnt) and given.module is not None:
                 if read is None:
                     read = displacement_sums(given.graph, given.model, given.groups, self.kernels)
