@@ -32,7 +32,9 @@ from shearfx.run_directory import CONFIG, RunDirectory
 from shearfx.training import losses_of
 
 WINDOWS = 48
-TOLD = ("model", "lr", "layers", "distill", "scoring_labels", "scoring_windows", "fitting_windows", "prune_share")
+TOLD = (
+    "model", "lr", "batch_size", "layers", "distill", "scoring_labels", "scoring_windows", "fitting_windows", "prune_share",
+)  # fmt: skip
 COLUMNS = ("run", "learnt from", "tokens", "text", "dense", "plain cut", "cut", "recovered", "closed by the cuts",
            "closed by recovery", "closed")  # fmt: skip
 

@@ -35,8 +35,6 @@ def idle(config: ShearConfig) -> dict[str, str]:
             found["merge"] = "there are no periods with prune_share: 0"
     elif "cuts" in given:
         found["cuts"] = f"prune_share: {config.prune_share:g} lets structures go in periods"
-    if config.compensation != "least_squares" and "fitting_windows" in given and config.compensation != "bias":
-        found["fitting_windows"] = f"compensation: {config.compensation} fits nothing"
     if config.gamma is None and config.knowledge is None and config.calibrate == "none":
         why = "nothing asks for a knowledge analysis (gamma, calibrate)"
         found |= {name: why for name in ("knowledge_ratios", "knowledge_windows") if name in given}
