@@ -33,7 +33,8 @@ from shearfx.training import losses_of
 
 WINDOWS = 48
 TOLD = (
-    "model", "lr", "batch_size", "layers", "distill", "scoring_labels", "scoring_windows", "fitting_windows", "prune_share",
+    "model", "lr", "batch_size", "layers", "distill", "scoring_labels", "scoring_windows", "fitting_windows",
+    "prune_share",
 )  # fmt: skip
 COLUMNS = ("run", "learnt from", "tokens", "text", "dense", "plain cut", "cut", "recovered", "closed by the cuts",
            "closed by recovery", "closed")  # fmt: skip

@@ -137,8 +137,8 @@ class ShearConfig:
     steps: int | None = None
     """Optimiser steps instead."""
     minutes: float | None = None
-    """Wall clock of the whole run instead, reading the model aside; a run that goes on counts what it took before. How many
-    steps LHSPG takes is settled when it begins; recovery ends in time."""
+    """Wall clock of the whole run instead, reading the model aside; a run that goes on counts what it took before. How
+    many steps LHSPG takes is settled when it begins; recovery ends in time."""
     rank: int = 16
     """Of the adapters."""
     alpha: int = 32

@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-CACHED, LAUNCHED = 2**19, 2**23
+CACHED, LAUNCHED = 2**19, 2**22
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -241,6 +241,37 @@ def test_hold_out_parts_in_order(count: int, data: st.DataObject, seed: int, kin
     assert torch.equal(again[1].ids, valid.ids)
 
 
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=3, max_size=40), window=st.integers(2, 9), seed=st.integers(0, 99),
+    share=st.sampled_from([2, 5, 10]),
+)  # fmt: skip
+def test_nothing_of_a_document_that_is_held_out_is_learnt(
+    lengths: list[int], window: int, seed: int, share: int
+) -> None:
+    """Every window knows its documents; of a source of few long ones, as much stays as has to."""
+    texts = [chr(ord("a") + i % 26) * length for i, length in enumerate(lengths)]
+    tokens = [i for i, text in enumerate(texts) for _ in range(len(text) + 1 if text else 0)]  # and its end
+    if len(tokens) < 2 * window:
+        return
+    records = from_records(texts, kind="pretrain", name="x")
+    examples = pack(records, PLAIN, sequence_length=window, min_tokens=0)
+    real = [set(tokens[at * window : (at + 1) * window]) for at in range(len(examples))]
+    assert examples.documents is not None
+    found = [set(range(int(first), int(last) + 1)) for first, last in examples.documents]
+    kept = [i for i, text in enumerate(texts) if text]
+    assert [{kept[i] for i in one} for one in found] == real
+    if (held := len(examples) // share) == 0 or held >= len(examples):
+        return
+    train, valid = hold_out(examples, held, seed=seed)
+    assert train.documents is not None and valid.documents is not None
+    judged = {i for first, last in valid.documents for i in range(int(first), int(last) + 1)}
+    apart = [w for w, one in enumerate(found) if not one & judged]
+    if 2 * len(apart) >= len(examples) - held:
+        assert [tuple(row) for row in train.documents.tolist()] == [(min(found[w]), max(found[w])) for w in apart]
+    else:
+        assert 2 * len(train) >= len(examples) - held
+
+
 def test_hold_out_is_uniform() -> None:
     examples = Examples("x", "pretrain", torch.arange(5).view(5, 1), torch.arange(5).view(5, 1))
     drawn = torch.zeros(5)

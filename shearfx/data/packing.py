@@ -35,6 +35,7 @@ class Examples:
     ids: Tensor  # [windows, sequence_length], int64
     labels: Tensor  # the same shape, int64: the id itself, or IGNORED (-100) at prompts and padding; not shifted
     tally: Tally = field(default_factory=Tally)  # of the whole source, also for a part of its windows
+    documents: Tensor | None = None  # [windows, 2], int64: the first and the last document of text that a window holds
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +49,8 @@ class Examples:
         """Return some of the windows, by their indices, in the order asked for."""
         at = torch.as_tensor(windows, dtype=torch.int64)
         ids = self.ids[at]
-        return replace(self, ids=ids, labels=ids if self.labels is self.ids else self.labels[at])
+        labels = ids if self.labels is self.ids else self.labels[at]
+        return replace(self, ids=ids, labels=labels, documents=None if self.documents is None else self.documents[at])
 
     def __str__(self) -> str:
         size = f"{len(self)} windows of {self.ids.shape[1]}, {self.tokens} tokens to predict"
@@ -104,12 +106,12 @@ def pack(
             progress(tokens if max_tokens is None else min(tokens, max_tokens), max_tokens)
 
     if source.kind == "pretrain":
-        ids, tally = text_windows(
+        ids, documents, tally = text_windows(
             source, tokenizer, length=sequence_length, limit=limit, min_tokens=min_tokens, report=report
         )
         if not len(ids):
             raise _too_short(tally, sequence_length, min_tokens, where)
-        return Examples(source.name, source.kind, ids, ids, tally)
+        return Examples(source.name, source.kind, ids, ids, tally, documents)
     chosen = choose(template, tokenizer)
     ids, labels, tally = dialogue_windows(
         source, tokenizer, template=chosen, length=sequence_length, limit=limit, report=report
@@ -136,9 +138,9 @@ def _too_short(tally: Tally, length: int, min_tokens: int, where: str) -> DataEr
 def hold_out(examples: Examples, count: int, *, seed: int, where: str = "") -> tuple[Examples, Examples]:
     """Split into (to learn from, to judge by): ``count`` windows drawn uniformly without replacement are held out.
 
-    Both keep the order of the windows; ``where`` they come from is for the error. Windows of text begin and end within
-    documents, so those on both sides of one that is held out are left out: they hold the rest of what is judged by. (Of
-    a source so short that half of the others would go, they stay.)
+    Both keep the order of the windows; ``where`` they come from is for the error. What shares a document of text with a
+    window that is held out is left out: it holds the rest of what is judged by. Of a source of few documents, where
+    half of the others would go, only the windows on both sides are; where that is half of them too, nothing is.
 
     Source: LoRAShear, Algorithm 5 (a uniform validation set from every source).
 
@@ -153,8 +155,21 @@ def hold_out(examples: Examples, count: int, *, seed: int, where: str = "") -> t
     held = order[:count].sort().values
     others = torch.ones(len(examples), dtype=torch.bool)
     others[held] = False
-    apart = others.clone()
-    apart[(held - 1).clamp(min=0)] = apart[(held + 1).clamp(max=len(examples) - 1)] = False
-    if examples.kind == "pretrain" and 2 * int(apart.sum()) >= len(examples) - count:
-        others = apart
+    beside = torch.zeros_like(others)
+    beside[(held - 1).clamp(min=0)] = beside[(held + 1).clamp(max=len(examples) - 1)] = True
+    near = [beside] if examples.documents is None else [_sharing(examples.documents, held), beside]
+    for shared in near if examples.kind == "pretrain" else ():
+        apart = others & ~shared
+        if 2 * int(apart.sum()) >= len(examples) - count:
+            others = apart
+            break
     return examples.take(others.nonzero().flatten()), examples.take(held)
+
+
+def _sharing(documents: Tensor, held: Tensor) -> Tensor:
+    """Which windows share a document with one of those that are held, ``[windows]``."""
+    marked = torch.zeros(int(documents.max()) + 2, dtype=torch.int64)
+    marked.index_add_(0, documents[held, 0], torch.ones(len(held), dtype=torch.int64))
+    marked.index_add_(0, documents[held, 1] + 1, -torch.ones(len(held), dtype=torch.int64))
+    before = torch.cat([marked.new_zeros(1), (marked.cumsum(0) > 0).cumsum(0)])  # documents of held windows before each
+    return before[documents[:, 1] + 1] > before[documents[:, 0]]

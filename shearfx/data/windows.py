@@ -57,15 +57,19 @@ def text_windows(
     limit: int | None,
     min_tokens: int,
     report: Report,
-) -> tuple[Tensor, Tally]:
-    """Clean and tokenise texts, join them, and cut: (ids ``[windows, length]``, int64; what became of the documents).
+) -> tuple[Tensor, Tensor, Tally]:
+    """Clean and tokenise texts, join them, and cut.
+
+    Returns:
+        Ids ``[windows, length]``, int64; the numbers of the first and the last document of each window
+        ``[windows, 2]``, int64; what became of the documents.
 
     At most ``limit`` windows; documents beyond them are not read (but for those tokenised together).  There may be
     no window at all; ``left_over`` then counts all tokens.
     """
     begin, end = _begin(tokenizer), _end(tokenizer)
     counts: Counter[str] = Counter()
-    stream = array("i")
+    stream, begins = array("i"), array("q")
     inside = False  # a document that has tokens in the stream and may go on
     for batch in _batches(documents):
         texts = _cleaned(batch, tokenizer, min_tokens, counts)
@@ -73,6 +77,8 @@ def text_windows(
         encoded = _encode(tokenizer, joined)
         for part, text, ids in zip(batch, texts, encoded, strict=True):
             if text:
+                if not inside:
+                    begins.append(len(stream))
                 stream.extend(ids if inside else begin + ids)
                 inside = True
             if not part.continues:
@@ -87,7 +93,10 @@ def text_windows(
     if limit is None or count < limit:
         counts["left_over"] = len(stream) - count * length
     kept = count if limit is None else min(count, limit)
-    return torch.tensor(stream[: kept * length], dtype=torch.int64).view(kept, length), Tally(**counts)
+    windows = torch.tensor(stream[: kept * length], dtype=torch.int64).view(kept, length)
+    ends = torch.arange(kept)[:, None] * length + torch.tensor([0, length - 1])
+    inside_of = torch.searchsorted(torch.tensor(begins, dtype=torch.int64), ends, right=True) - 1
+    return windows, inside_of, Tally(**counts)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Text]]:

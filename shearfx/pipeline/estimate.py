@@ -15,7 +15,7 @@ from shearfx.inference import device_of
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.held import weight_bytes
 from shearfx.training import Mixture
-from shearfx.training.losses import Teacher, causal_loss
+from shearfx.training.losses import Teacher, causal_loss, scratch_bytes
 
 WINDOWS = 2
 """Windows of the step that is measured."""
@@ -105,9 +105,11 @@ def estimate(
             causal_loss(wrapped, batch, teacher, config.distill).backward()
         del trained
     gc.collect()
-    most = max(0, allocations.most - thin) * config.batch_size // windows
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     vocabulary = int(getattr(embedding, "num_embeddings", 0))
+    positions = windows * config.sequence_length
+    scratch = scratch_bytes(positions, vocabulary, device, teacher is not None) if vocabulary else 0
+    most = max(0, allocations.most - thin - scratch) * config.batch_size // windows + scratch
     size = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 4)
     tensors = 2 if teacher is None else 3
     logits = min(most, tensors * config.batch_size * config.sequence_length * vocabulary * size)

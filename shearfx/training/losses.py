@@ -45,6 +45,13 @@ def token_loss(
     return found
 
 
+def scratch_bytes(positions: int, vocabulary: int, device: torch.device, taught: bool) -> int:
+    """What :func:`token_loss` takes beside logits and their gradient, however many positions there are: a few of them
+    in float32, of the teacher's logits too."""
+    rows = min(positions, rows_at_once(torch.empty(0, vocabulary, device=device)))
+    return (3 if taught else 1) * rows * vocabulary * torch.float32.itemsize
+
+
 def causal_loss(model: nn.Module, batch: Mapping[str, Tensor], teacher: Teacher | None, distill: float) -> Tensor:
     """:func:`token_loss` of a causal language model on ``input_ids`` and ``labels``, moved to where it is."""
     device = device_of(model)
