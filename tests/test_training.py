@@ -74,6 +74,23 @@ def test_a_class_that_is_impossible_for_the_teacher_is_no_distance(dtype: torch.
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [*itertools.product((torch.float32, torch.bfloat16), (1.0, 1 / 13, 65536.0)), (torch.float16, 65536.0)],
+)
+def test_a_scaled_loss_has_a_scaled_gradient_in_any_dtype(dtype: torch.dtype, scale: float) -> None:
+    """As gradients are accumulated, or a scaler keeps them from vanishing in float16."""
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 40, 300) * 3).to(dtype).requires_grad_()
+    labels = torch.randint(300, (2, 40))
+    (gradient,) = torch.autograd.grad(token_loss(logits, labels) * scale, logits)
+    exact = logits.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(reference_loss(exact, labels, None, 0.0) * scale, exact)
+    assert gradient.dtype == dtype
+    assert float((gradient.float() - expected).norm() / expected.norm()) < {4: 1e-6, 2: 3e-3}[dtype.itemsize]
+    assert float(gradient.float().norm() / expected.norm()) == pytest.approx(1, abs=5e-4)
+
+
 def windows(name: str, count: int, length: int = 6, seed: int = 0) -> Examples:
     ids = torch.randint(0, 11, (count, length), generator=torch.Generator().manual_seed(seed))
     return Examples(name, "pretrain", ids, ids)

@@ -69,7 +69,10 @@ class _TokenLoss(torch.autograd.Function):
     ) -> Tensor:
         hard = 1.0 - distill if teacher is not None else 1.0
         total = logits.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        ctx.dtype = logits.dtype
+        # in float16 most of it would be zero before a gradient scaler multiplies it
+        kept_in = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        gradient = torch.empty_like(logits, dtype=kept_in) if ctx.needs_input_grad[0] else None
         if gradient is not None:
             gradient[targets == IGNORED] = 0
         for where in _parts(kept, rows_at_once(logits)):
@@ -102,8 +105,8 @@ class _TokenLoss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         (by,) = gradients
         if by.device.type != "cpu" or by != 1:  # to look at it elsewhere waits for the device
-            gradient = gradient * by.to(gradient.dtype)
-        return gradient, None, None, None, None, None
+            gradient = (gradient * by).to(ctx.dtype)
+        return gradient.to(ctx.dtype), None, None, None, None, None
 
 
 def _parts(kept: Tensor, most: int) -> Iterator[slice | Tensor]:
