@@ -88,7 +88,6 @@ def test_a_scaled_loss_has_a_scaled_gradient_in_any_dtype(dtype: torch.dtype, sc
     (expected,) = torch.autograd.grad(reference_loss(exact, labels, None, 0.0) * scale, exact)
     assert gradient.dtype == dtype
     assert float((gradient.float() - expected).norm() / expected.norm()) < {4: 1e-6, 2: 3e-3}[dtype.itemsize]
-    assert float(gradient.float().norm() / expected.norm()) == pytest.approx(1, abs=5e-4)
 
 
 def windows(name: str, count: int, length: int = 6, seed: int = 0) -> Examples:
