@@ -203,7 +203,8 @@ def test_recovery_by_itself(
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "log", killed)
         stopped = invoke("recover", cut, "--original", str(stories), "-o", str(out), *flags(few))
-        assert stopped.exit_code != 0
+        assert stopped.exit_code == 130
+        assert "interrupted; the same command with --resume goes on with it" in stopped.stderr
     half = ["--set", "batch_size=2", "--set", "accumulate=2"]
     some = tmp_path / "some.yaml"
     some.write_text("checkpoint_seconds: 1.0e-6\n")

@@ -142,8 +142,13 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talking(as_json: bool, debug: bool) -> Iterator[Talk]:
-    """Run a command's body: what it or a library prints goes to stderr, a ShearError becomes exit code 1."""
+def talking(as_json: bool, debug: bool, goes_on: str = "") -> Iterator[Talk]:
+    """Run a command's body: what it or a library prints goes to stderr, a ShearError becomes exit code 1.
+
+    Args:
+        as_json, debug: as every command takes them.
+        goes_on: what goes on with the work when it is interrupted.
+    """
     # bars of tqdm would write over ours; it reads this when it is imported, so before anything else
     os.environ.setdefault("TQDM_DISABLE", "1")
     talk = Talk(as_json)
@@ -156,7 +161,7 @@ def talking(as_json: bool, debug: bool) -> Iterator[Talk]:
         talk.error(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        talk.note("interrupted")
+        talk.note(f"interrupted; {goes_on} goes on with it" if goes_on else "interrupted")
         raise typer.Exit(130) from None
 
 

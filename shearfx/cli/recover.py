@@ -47,7 +47,7 @@ def knowledge(
     What is written is read by `shearfx prune --knowledge` and `shearfx shear --set knowledge=FILE`. Stopped, it goes
     on where it was.
     """
-    with talking(as_json, debug) as talk:
+    with talking(as_json, debug, "the same command" if out is not None else "") as talk:
         from shearfx.pipeline.stages import measure_knowledge
 
         given = {"pretrain": pretrain, "instruct": instruct, "knowledge_ratios": ratios, "gamma": gamma}
@@ -100,7 +100,7 @@ def recover(
     debug: Debug = False,
 ) -> None:
     """Teach MODEL, cut from ORIGINAL by shearfx, what it lost (LoRAShear, Algorithm 5): OUT/model is the result."""
-    with talking(as_json, debug) as talk:
+    with talking(as_json, debug, "the same command with --resume") as talk:
         from shearfx.pipeline.stages import recover_model
         from shearfx.viz.report.beside import report_beside
 

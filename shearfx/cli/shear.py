@@ -54,7 +54,7 @@ def shear(
     debug: Debug = False,
 ) -> None:
     """Prune MODEL by LoRAShear and recover what it lost: OUT/model is the result, OUT/report.html a page on it."""
-    with talking(as_json, debug) as talk:
+    with talking(as_json, debug, "the same command with --resume") as talk:
         from shearfx.one_call import shear as run
         from shearfx.viz.report.page import REPORT
 

@@ -120,7 +120,8 @@ def check_possible(
             middle = (low + high) // 2
             low, high = (middle, high) if left(middle) >= amount else (low, middle)
         gamma = math.ceil(1e4 * low / len(tied) - 1e-9) / 1e4
-        todo = f"pass gamma={gamma:g} ({low} node groups) or less, or ask for at most {_down(found / total):g}"
+        less = f"pass gamma={gamma:g} ({low} node groups) or less" if low else "leave no node group whole (no gamma)"
+        todo = f"{less}, or ask for at most {_down(found / total):g}"
     what = (
         f"a ratio of {ratio:g} asks for {amount_text(amount, unit)} of {amount_text(total, unit)}, and with {count} of "
         f"{len(tied)} node groups left whole at most {amount_text(found, unit)} can go ({found / total:.1%})"
