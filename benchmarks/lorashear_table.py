@@ -46,7 +46,7 @@ from shearfx.zero_shot import kept, read_tasks, zero_shot
 
 ROWS = record.RESULTS / "lorashear_table_rows"
 SETTINGS = Path(__file__).with_suffix(".yaml")
-DENSE = "dense"
+DENSE, WHOLE = "dense", 0.0
 COLUMNS = ("ratio", "method", "parameters", "without embeddings", "WikiText-2", "C4", "mean", "kept", "above chance",
            "prefill", "decode", "minutes", "peak, MiB", "seeds")  # fmt: skip
 
@@ -69,7 +69,10 @@ def main() -> None:
     rows: Path = options.rows
     rows.mkdir(parents=True, exist_ok=True)
     settings["common"]["tokens"] = options.tokens
-    asked = itertools.product(options.seeds, options.ratios, options.methods)
+    asked = (
+        (seed, WHOLE if settings["methods"][method].get("dense") else ratio, method)
+        for seed, ratio, method in itertools.product(options.seeds, options.ratios, options.methods)
+    )
     names = {what: row_file(*what, options.tokens) for what in asked}
     todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
     dense = rows / f"{DENSE}.json"
@@ -120,7 +123,7 @@ class Bench:
         """One method, cut, recovered and judged."""
         of = dict(self.settings["methods"][method])
         layers, dense = of.pop("layers", None), of.pop("dense", False)
-        common = self.settings["common"] | {"seed": seed, "ratio": ratio}
+        common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
         start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
         reset_peak(device)
