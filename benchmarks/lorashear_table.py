@@ -215,7 +215,8 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         tasks.append({"ratio": row["ratio"], "method": row["method"], "seed": row["seed"]} | found)
     text = (
         f"{dense['model']}; {settings['common']['tokens']} training tokens for every "
-        f"method, at {settings['common']['batch_size']} windows of {settings['common']['sequence_length']} a step. Perplexity: {dense['conditions']}. "
+        f"method, at {settings['common']['batch_size']} windows of {settings['common']['sequence_length']} a step. "
+        f"Perplexity: {dense['conditions']}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
         "turns. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle core).\n\n"
