@@ -157,7 +157,7 @@ class Bench:
         teacher = study.teacher_of(held.work) if config.distill > 0 else None
         before = parameter_count(full.module).total
         compact = study.hold(small)
-        model = study.recover(compact, reference, study.steps(lambda: compact.work, teacher), teacher)
+        model = study.recover(compact, reference, study.steps(lambda: study.base(compact), teacher), teacher)
         return model, 1 - parameter_count(model).total / before
 
     def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> nn.Module:

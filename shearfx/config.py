@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from shearfx.config_checks import BUDGETS, check
-from shearfx.config_values import Compensation, Gamma, LayerCount, LearningRate, RoundTo, field_value
+from shearfx.config_values import Compensation, Gamma, LayerCount, LearningRate, Quantize, RoundTo, field_value
 from shearfx.errors import PlanError, message
 
 
@@ -160,6 +160,9 @@ class ShearConfig:
     """Recompute activations: half as fast again, far less memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights while training; auto takes bfloat16 where the hardware has it."""
+    quantize: Quantize = "none"
+    """Form of the frozen weights while recovery trains; "4bit" is QLoRA, and needs bitsandbytes. What is learnt goes
+    into the plain weights afterwards."""
     device: str = "auto"
     """One GPU where there is one, else the CPU."""
     seed: int = 0

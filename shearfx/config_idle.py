@@ -10,8 +10,8 @@ FADING = ("warmup", "periods", "penalty", "strength", "half_space_eps", "carrier
 RECOVERY = (
     "pretrain", "instruct", "min_tokens", "max_tokens", "sequence_length", "check_tokenizer", "validation", "rounds",
     "balance", "tolerance", "distill", "tokens", "steps", "minutes", "rank", "alpha", "dropout", "targets", "lr",
-    "weight_decay", "batch_size", "accumulate", "gradient_checkpointing", "dtype", "device", "seed",
-    "checkpoint_seconds", "recipe",
+    "weight_decay", "batch_size", "accumulate", "gradient_checkpointing", "dtype", "quantize", "device",
+    "seed", "checkpoint_seconds", "recipe",
 )  # fmt: skip
 """What recovery by itself looks at."""
 KNOWLEDGE = (

@@ -13,6 +13,7 @@ LearningRate = float | Literal["auto"]
 RoundTo = int | Literal["auto"]
 """What dims that change become multiples of: a number, or what suits each dim."""
 Compensation = Literal["least_squares", "bias", "none"]
+Quantize = Literal["none", "8bit", "4bit"]
 
 
 def bad_value(name: str, value: Any, wanted: str) -> PlanError:
@@ -38,6 +39,10 @@ def field_value(kind: Any, value: Any, name: str) -> Any:
     if text == "Compensation":
         if value not in get_args(Compensation) and not isinstance(value, bool):
             raise bad_value(name, value, f"one of {', '.join(get_args(Compensation))}")
+        return value
+    if text == "Quantize":
+        if value not in get_args(Quantize):
+            raise bad_value(name, value, f"one of {', '.join(get_args(Quantize))}")
         return value
     if text.startswith("Literal"):
         choices = [part.strip().strip("'\"") for part in text[text.index("[") + 1 : -1].split(",")]

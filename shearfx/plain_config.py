@@ -35,7 +35,7 @@ from shearfx.pruning_plan import PruningPlan
 from shearfx.shallow import any_layer
 from shearfx.tracing import evaluation
 
-__all__ = ["PlainConfig", "original_config_of", "plain_config"]
+__all__ = ["PlainConfig", "config_before", "original_config_of", "plain_config"]
 
 MOST_BUILDS = 300
 """How often the class is built (on meta) before the search gives up."""
@@ -112,6 +112,35 @@ def original_config_of(
                 )
             )
     return config
+
+
+def config_before(small: nn.Module, full: nn.Module, plan: PruningPlan) -> PreTrainedConfig | None:
+    """The configuration of the model that a plan was made for: the small model's, with the cut's fields put back.
+
+    That of the full model may state more layers than there were when the plan was made.
+
+    Args:
+        small: cut by the plan.
+        full: with all its layers; the fields' values are taken from its configuration.
+        plan: says which fields state the cut.
+
+    Raises:
+        PlanError: the class builds other tensors from it than the plan was made for.
+    """
+    config, before = config_of(unwrapped(small)), config_of(full)
+    if config is None or before is None:
+        return before
+    data, source = config.to_dict(), before.to_dict()
+    for name in plan.config:
+        (*outer, last), to, of = name.split("."), data, source
+        for key in outer:
+            to, of = _item(to, key), _item(of, key)
+        to[int(last) if isinstance(to, list) else last] = _item(of, last)
+    return original_config_of(small, plan, type(config).from_dict(data))
+
+
+def _item(holder: Any, key: str) -> Any:
+    return holder[int(key) if isinstance(holder, list) else key]
 
 
 def base_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:

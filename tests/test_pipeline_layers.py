@@ -12,12 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from shearfx.analysis import trace
 from shearfx.checkpoints import load
-from shearfx.depth import Damages, Layer, least_damage, skipping
+from shearfx.config import ShearConfig
+from shearfx.depth import Damages, Layer, least_damage, skipping, write_shorter
 from shearfx.errors import PlanError
+from shearfx.pipeline import Silent
 from shearfx.pipeline import shortening as shortening_module
 from shearfx.pipeline.shortening import best_split
-from tests.tiny_runs import Runs, Telling, tiny_llama, write_model, write_text
+from shearfx.pipeline.stages import recover_model
+from tests.tiny_runs import Runs, Telling, options, tiny_llama, write_model, write_text
+from tests.tiny_tokenizers import byte_tokenizer
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 2]])
 
@@ -50,6 +55,31 @@ def test_layers_go_first_and_count_towards_the_ratio(runs: Runs, tmp_path: Path)
     full, shorter = LlamaForCausalLM.from_pretrained(runs.model).eval(), load(tmp_path / "run" / "shorter")
     with skipping(full, record["layers"]["paths"]):
         torch.testing.assert_close(logits(full), logits(shorter))
+
+
+def test_a_model_without_layers_is_recovered_by_itself(runs: Runs, tmp_path: Path) -> None:
+    graph = trace(tiny_llama(num_hidden_layers=4), input_ids=IDS, use_cache=False)
+    full, shorter = LlamaForCausalLM.from_pretrained(runs.model), tmp_path / "shorter"
+    write_shorter(full, graph, ["model.layers.2"], shorter, kwargs={"input_ids": IDS}, tokenizer=byte_tokenizer())
+    config = ShearConfig.of_mapping(options(runs.text, tokens=None, steps=20))
+    found = recover_model(str(shorter), str(runs.model), tmp_path / "out", config, Silent())
+    assert sum(found["recover"]["losses"].values()) < sum(found["cut"]["losses"].values())
+    healed = LlamaForCausalLM.from_pretrained(tmp_path / "out" / "model")  # an ordinary folder
+    assert depth(healed) == 3 and sum(p.numel() for p in healed.parameters()) == found["recover"]["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+def test_layers_and_widths_that_went_are_recovered_further(scope: str, runs: Runs, tmp_path: Path) -> None:
+    before = runs(tmp_path / "run", layers=1, ratio=0.4, scope=scope, tokens=0)
+    config = ShearConfig.of_mapping(options(runs.text, tokens=None, steps=20))
+    found = recover_model(str(tmp_path / "run" / "model"), str(runs.model), tmp_path / "out", config, Silent())
+    assert sum(found["recover"]["losses"].values()) < sum(found["cut"]["losses"].values())
+    healed = load(tmp_path / "out" / "model")
+    assert depth(healed) == 3
+    assert {n: t.shape for n, t in healed.state_dict().items()} == {
+        n: t.shape for n, t in before.model.state_dict().items()
+    }
 
 
 def depth(model: Any) -> int:

@@ -14,6 +14,7 @@ from shearfx.footprint import Allocations, available, bytes_text
 from shearfx.inference import device_of
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.held import weight_bytes
+from shearfx.pipeline.quantized import quantized_bytes
 from shearfx.training import Mixture
 from shearfx.training.losses import Teacher, causal_loss, scratch_bytes
 
@@ -114,9 +115,10 @@ def estimate(
     tensors = 2 if teacher is None else 3
     logits = min(most, tensors * config.batch_size * config.sequence_length * vocabulary * size)
     own = weight_bytes(model)
+    trained_on = own if config.prune_share > 0 else quantized_bytes(model, config.quantize)  # LHSPG's base is plain
     return MemoryEstimate(
-        weights=own + others, adapters=(1 + STATES) * thin, activations=most - logits, logits=logits, windows=windows,
-        batch_size=config.batch_size, available=available(device), present=own, device=_named(device),
+        weights=trained_on + others, adapters=(1 + STATES) * thin, activations=most - logits, logits=logits,
+        windows=windows, batch_size=config.batch_size, available=available(device), present=own, device=_named(device),
     )  # fmt: skip
 
 

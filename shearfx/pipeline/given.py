@@ -106,5 +106,6 @@ def check_plain(model: nn.Module, source: str) -> None:
     else:
         how = str(getattr(settings, "quant_method", None) or "quantization_config")
     what = f"the weights are quantised ({how}), and what is packed cannot be cut"
-    todo = "dequantise it first, model.dequantize(), or load the checkpoint that it was quantised from"
+    todo = "dequantise it first, model.dequantize(), or load the checkpoint that it was quantised from; with quantize: "
+    todo += "4bit recovery trains on packed weights"
     raise TrainingError(message(what, where=source, todo=todo))

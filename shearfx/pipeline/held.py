@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from shearfx.config_values import Quantize
 from shearfx.inference import device_of
+from shearfx.pipeline.quantized import quantize
 
 
 class Held:
@@ -37,6 +39,7 @@ class Held:
         self._reopen = reopen
         self._original: nn.Module | None = module
         self._work: nn.Module | None = None
+        self._form: Quantize = "none"
 
     @property
     def original(self) -> nn.Module:
@@ -96,15 +99,25 @@ class Held:
             return copy.deepcopy(work)
         if self._original is work:
             self._original = None
-        self._work = None
+        self._work, self._form = None, "none"
         return work
+
+    def quantize(self, form: Quantize) -> None:
+        """Put the training form in few bits, once; the original is read again where it was turned into that.
+
+        Raises:
+            PlanError: bitsandbytes is not installed.
+        """
+        if form != self._form:
+            self._work = quantize(self.take_work(), form)
+            self._form = form
 
     def drop_work(self) -> None:
         """Give back the training form, where it is another module than the original."""
         if self._work is not self._original:
             if self._work is not None:
                 empty(self._work)
-            self._work = None
+            self._work, self._form = None, "none"
 
     def release(self) -> None:
         """Give back all memory, but for a model that must stay as it is; who asks again has it read again."""

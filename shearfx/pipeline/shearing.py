@@ -224,7 +224,7 @@ class Shearing:
         folder, place = self.folder, self.folder.path / "model"
         adapter = folder.path / "adapter" if self.config.merge == "never" else None
         with self._stage("recover", "recovering"):
-            total = self._steps(lambda: small.work)
+            total = self._steps(lambda: self.study.base(small))
             model = self.study.recover(
                 small, folder.records["dense"]["losses"], max(0, total - self._share(total)), self._teacher(),
                 state=folder.path / "state" / "recover", log=folder.log, start=self.cutting.factors(),

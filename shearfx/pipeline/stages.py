@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from shearfx.analysis import trace
-from shearfx.architectures import config_of
 from shearfx.atomic import PLAN_FILE
 from shearfx.checkpoints import save
 from shearfx.config import ShearConfig
@@ -19,6 +18,7 @@ from shearfx.pipeline.given import check_plain
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.tellers import Teller
+from shearfx.plain_config import config_before
 from shearfx.pruning_plan import PruningPlan
 from shearfx.run_directory import PLAN, RunDirectory
 from shearfx.selection import Selection, select
@@ -124,6 +124,7 @@ class _Pair:
 
 def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearConfig, teller: Teller) -> None:
     full, cut = both.full.module.eval(), both.cut.module
+    original = config_before(cut, full, plan)
     study = Study(full, both.cut.tokenizer or both.full.tokenizer, config, teller, run.spent)
     study.read()
     held, compact = study.hold(full, both.read_full), study.hold(cut, both.read_cut)
@@ -135,12 +136,11 @@ def _recover(both: _Pair, plan: PruningPlan, run: RunDirectory, config: ShearCon
         if teacher is None:
             held.release()
         if not run.done("budget"):
-            run.finish("budget", {"steps": study.steps(lambda: compact.work, teacher)})
+            run.finish("budget", {"steps": study.steps(lambda: study.base(compact), teacher)})
         model = study.recover(
             compact, run.records["dense"]["losses"], run.records["budget"]["steps"], teacher,
             state=run.path / "state" / "recover", log=run.log,
         )  # fmt: skip
-        save(model, plan, run.path / "model", tokenizer=study.tokenizer, original_config=config_of(full),
-             overwrite=True)  # fmt: skip
+        save(model, plan, run.path / "model", tokenizer=study.tokenizer, original_config=original, overwrite=True)
         found = study.judge(study.hold(model).work, "recovered")
     run.finish("recover", found | {"minutes": study.seconds / 60})

@@ -226,6 +226,11 @@ class Study:
                 times.append(time.monotonic() - start)
         return sorted(times)[1] * 1.05
 
+    def base(self, small: Held) -> nn.Module:
+        """A cut model as recovery trains adapters on it."""
+        small.quantize(self.config.quantize)
+        return small.work
+
     def recover(
         self,
         small: Held,
@@ -257,7 +262,7 @@ class Study:
             Stage(kind, tuple(self.train[kind]), tuple(self.validation[kind]))
             for kind in ("pretrain", "instruct") if self.train[kind]
         ]  # fmt: skip
-        with adapting(self.config, small.work, start) as wrapped:
+        with adapting(self.config, self.base(small), start) as wrapped:
             self._recover(wrapped.train(), stages, reference, steps, teacher, state, log)
             learnt = adapters_of(wrapped)
             if keep is not None:
