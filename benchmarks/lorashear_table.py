@@ -121,8 +121,9 @@ class Bench:
 
     def row(self, seed: int, ratio: float, method: str) -> dict[str, Any]:
         """One method, cut, recovered and judged."""
-        of = dict(self.settings["methods"][method])
-        layers, dense = of.pop("layers", None), of.pop("dense", False)
+        of = {key: value[ratio] if isinstance(value, dict) else value
+              for key, value in self.settings["methods"][method].items()}  # fmt: skip
+        layers, dense = of.pop("run_of_layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
         start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
