@@ -32,7 +32,7 @@ from benchmarks import record
 from benchmarks.texts import c4_parts
 from shearfx.analysis import trace
 from shearfx.config import ShearConfig
-from shearfx.depth import angular_distances, drop_layers, find_layers
+from shearfx.depth import angular_distances, drop_layers, find_layers, nearest_run
 from shearfx.evaluation import parameter_count, perplexity
 from shearfx.footprint import peak, reset_peak
 from shearfx.inference import device_of, logits_of
@@ -165,10 +165,10 @@ class Bench:
         """Without the run of layers that comes nearest to the ratio."""
         graph = trace(full.module, *full.args, **full.kwargs)
         (layers,) = find_layers(graph).lists().values()
-        count = max(1, round(ratio * graph.total_params / layers[0].params))
         batches = [batch.cpu() for batch in study.batches(study.config.fitting_windows, study.config.seed + 3)]
         found = angular_distances(full.module, layers, batches, lambda m, ids: logits_of(m, ids, last=1))
-        return drop_layers(full.module, graph, found.deepest(count) if how == "deepest" else found.best(count))
+        pick = found.deepest if how == "deepest" else found.best
+        return drop_layers(full.module, graph, nearest_run(layers, ratio * graph.total_params, pick))
 
     def judged(self, model: nn.Module, name: str) -> dict[str, Any]:
         """Perplexities, and answers to the tasks, item by item."""

@@ -59,10 +59,26 @@ def test_without_anything_to_drop_it_lists(folder: Path) -> None:
     assert "goes" in run(folder, "--layer", "model.layers.1", *ONCE)[1]
 
 
+def test_a_ratio_that_whole_layers_do_not_make_is_met_as_near_as_can_be_and_said(tmp_path: Path) -> None:
+    from tests.tiny_runs import tiny_llama
+
+    model = tiny_llama(num_hidden_layers=6)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    total = model.num_parameters()
+    each = sum(p.numel() for p in model.model.layers[0].parameters())
+    for asked, count, how in ((0.01, 1, ()), (2.4, 2, ()), (2.6, 3, ("--deepest",)), (5.9, 5, ())):
+        code, said, noted = run(tmp_path / "model", "--ratio", asked * each / total, *ONCE, *how, "--json")
+        assert code == 0 and len(json.loads(said)["dropped"]) == count
+        assert f"{count} whole layers make {count * each / total:.1%}" in noted
+
+
 def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:
     for arguments, expected in (
-        (("--drop", 1, "--layer", "model.layers.0"), "pass one of the two"),
-        (("-o", tmp_path / "out"), "pass one of the two"),
+        (("--drop", 1, "--layer", "model.layers.0"), "pass one of the three"),
+        (("--drop", 1, "--ratio", 0.2), "pass one of the three"),
+        (("-o", tmp_path / "out"), "pass one of the three"),
+        (("--ratio", 1.5), "a share between 0 and 1"),
         (("--drop", 2), "cannot go in a run"),
         (("--layer", "model.embed_tokens", "-o", tmp_path / "out"), "no item of a list"),
         (("--samples", 100_000), "windows"),

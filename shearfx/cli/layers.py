@@ -25,6 +25,10 @@ __all__ = ["layers"]
 def layers(
     model: Model,
     drop: Annotated[int | None, typer.Option(help="How many layers are to go, in one run.", show_default=False)] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Share of the parameters that is to go; whole layers come as near as they can."),
+    ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="A layer that is to go, by path; can be repeated.", show_default=False)
     ] = None,
@@ -52,8 +56,11 @@ def layers(
     against the graph in which the layers' branches are zero, and is an ordinary Hugging Face folder.
     """
     with talking(as_json, debug) as talk:
-        if (drop is not None and layer) or (out is not None and drop is None and not layer):
-            raise PlanError(message("what is to go?", where="--drop, --layer", todo="pass one of the two"))
+        asked = sum((drop is not None, ratio is not None, bool(layer)))
+        if asked > 1 or (out is not None and not asked):
+            raise PlanError(message("what is to go?", where="--drop, --ratio, --layer", todo="pass one of the three"))
+        if ratio is not None and not 0 < ratio < 1:
+            raise PlanError(message(f"a ratio of {ratio:g}", where="--ratio", todo="pass a share between 0 and 1"))
         if out is not None:
             check_free(out, overwrite=False)
         content = None if text is None else read_text(text)
@@ -71,12 +78,16 @@ def layers(
         for path, of in found.lists().items():
             with talk.step(f"measuring distances in {path}") as progress:
                 measured[path] = _distances(loaded, of, content, samples, sequence_length, progress)
-        chosen = layer or _chosen(measured, drop, deepest)
+        amount = None if ratio is None else ratio * graph.total_params
+        chosen = layer or _chosen(measured, found.lists(), drop, amount, deepest)
         data: dict[str, Any] = {
             "model": model, "parameters": graph.total_params, "refused": found.refused, "dropped": chosen,
             "layers": [{"path": one.path, "parameters": one.params} for one in found.layers],
             "distances": {path: {n: list(row) for n, row in one.distances.items()} for path, one in measured.items()},
         }  # fmt: skip
+        if ratio is not None:
+            makes = sum(one.params for one in found.layers if one.path in chosen) / graph.total_params
+            talk.note(f"a ratio of {ratio:.1%} is asked for: {len(chosen)} whole layers make {makes:.1%}")
         if chosen and out is not None:
             data["achieved"] = _write(talk, loaded, graph, chosen, out)
 
@@ -107,14 +118,23 @@ def _distances(
     return angular_distances(loaded.module, of, batches, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
 
 
-def _chosen(measured: dict[str, AngularDistances], drop: int | None, deepest: bool) -> list[str]:
-    if drop is None:
+def _chosen(
+    measured: dict[str, AngularDistances],
+    lists: dict[str, list[Layer]],
+    drop: int | None,
+    amount: float | None,
+    deepest: bool,
+) -> list[str]:
+    from shearfx.depth import nearest_run
+
+    if drop is None and amount is None:
         return []
     if len(measured) > 1:
         what = f"there are {len(measured)} lists of layers: {', '.join(measured)}"
-        raise PlanError(message(what, where="--drop", todo="name layers one by one: --layer"))
-    (one,) = measured.values()
-    return one.deepest(drop) if deepest else one.best(drop)
+        raise PlanError(message(what, where="--drop, --ratio", todo="name layers one by one: --layer"))
+    ((path, one),) = measured.items()
+    pick = one.deepest if deepest else one.best
+    return pick(drop) if drop is not None else nearest_run(lists[path], amount or 0.0, pick)
 
 
 def _write(talk: Talk, loaded: LoadedModel, graph: Graph, chosen: list[str], out: Path) -> float:

@@ -1,7 +1,7 @@
 """Layer pruning: whole residual layers go where what comes in is nearly what comes out."""
 
 from shearfx.depth.damage import Damages, least_damage
-from shearfx.depth.distances import AngularDistances, angular_distances
+from shearfx.depth.distances import AngularDistances, angular_distances, nearest_run
 from shearfx.depth.dropping import drop_layers
 from shearfx.depth.layers import Layer, Layers, find_layers
 from shearfx.depth.shorter import write_shorter
@@ -9,5 +9,5 @@ from shearfx.depth.skipping import skipping
 
 __all__ = [
     "AngularDistances", "Damages", "Layer", "Layers", "angular_distances", "drop_layers", "find_layers", "least_damage",
-    "skipping", "write_shorter",
+    "nearest_run", "skipping", "write_shorter",
 ]  # fmt: skip

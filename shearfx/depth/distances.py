@@ -89,6 +89,22 @@ def angular_distances(
     return AngularDistances(tuple(layer.path for layer in layers), means, samples)
 
 
+def nearest_run(layers: Sequence[Layer], amount: float, pick: Callable[[int], list[str]]) -> list[str]:
+    """The run of layers that comes nearest to an amount, as whole layers seldom make it.
+
+    Args:
+        layers: of one list; the number of parameters counts.
+        amount: of parameters that are to go.
+        pick: gives the run of so many layers: ``best`` or ``deepest`` of :class:`AngularDistances`.
+
+    Raises:
+        PlanError: there is one layer only, and it has to stay.
+    """
+    params = {layer.path: layer.params for layer in layers}
+    runs = [pick(count) for count in range(1, max(2, len(layers)))]
+    return min(runs, key=lambda run: abs(sum(params[path] for path in run) - amount))
+
+
 @contextlib.contextmanager
 def _noting(model: nn.Module, layers: list[Layer]) -> Iterator[dict[int, Tensor]]:
     """For the while, forward passes note the stream in front of each layer and behind the last: its last tokens."""
