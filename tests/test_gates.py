@@ -16,7 +16,10 @@ from shearfx.testing.plans import plan_of
 from tests import zoo
 from tests.zoo import Entry, float_outputs
 
-QUICK = {"llama", "gpt2", "bert", "mamba", "resnet_hf", "unet", "moe_dense", "mixtral", "shared_twice", "vit", "t5"}
+QUICK = {
+    "llama", "gpt2", "bert", "mamba", "resnet_hf", "unet", "moe_dense", "mixtral", "shared_twice", "vit", "t5",
+    "lstm", "gru_bidirectional", "tied_autoencoder", "squeeze_excite",  # once gated at some of their readers only
+}  # fmt: skip
 ENTRIES = [
     pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow)
     for entry in zoo.entries()

@@ -7,7 +7,7 @@ the inputs of those layers are gated; elsewhere everything that the group owns i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,24 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
         PlanError: the model lacks a parameter of a group, or keeps it in a form that cannot be gated.
     """
     live = live_names(model)
-    called = _called(graph)
-    sites: dict[tuple[str, str], dict[str, tuple[int, torch.Tensor]]] = {}
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    alone = _read_alone(graph)
+
+    def spot_of(alias: str, dim: int) -> tuple[str, int] | None:
+        owner, _, leaf = live[alias].rpartition(".")
+        return _spot(modules[owner], leaf, dim) if alias in alone else None
+
+    def is_fed(member: Member) -> bool:
+        """Whether it is the input of a module."""
+        aliases = [alias for alias in graph.tensors[member.name].aliases if alias in live]
+        spots = [spot_of(alias, member.dim) for alias in aliases]
+        return bool(spots) and all(spot is not None and spot[0] == "in" for spot in spots)
+
+    sites: dict[tuple[str, str], dict[str, tuple[int, torch.Tensor]]] = {}
     weights: list[GatedWeight] = []
     inputs_only = set()
     for group in groups:
-        readers = _readers(graph, group) if group.certificate == "exact" else []
+        readers = _readers(graph, group, is_fed) if group.certificate == "exact" else []
         if readers:
             inputs_only.add(group.name)
         for member in readers or _floating(graph, group):
@@ -87,7 +98,7 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
                         message(f"this model has no parameter {alias}", todo="pass the model that was traced")
                     )
                 owner, _, leaf = name.rpartition(".")
-                spot = _spot(modules[owner], leaf, member.dim) if _owner(alias) in called else None
+                spot = spot_of(alias, member.dim)
                 if spot is None:
                     parameter = getattr(modules[owner], leaf)
                     if not parameter.is_floating_point():
@@ -137,19 +148,15 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _called(graph: Graph) -> set[str]:
-    """Paths of the modules that are called, not only asked for their weights, wherever these are used."""
+def _read_alone(graph: Graph) -> set[str]:
+    """Names of tensors that nothing reads but calls of the modules that own them: what these take and give stands for
+    them. Others are asked for from elsewhere too, or their module is never called."""
     found: set[str] = set()
-    not_called: set[str] = set()
     for placeholder, tensor in graph.traced.tensors.items():
-        for alias in tensor.aliases:
-            path = _owner(alias)
-            users = {module_path(user) for user in placeholder.users}
-            if path in users:
-                found.add(path)
-            elif users and len(tensor.aliases) == 1:
-                not_called.add(path)
-    return found - not_called
+        readers = {module_path(user) for user in placeholder.users}
+        if readers <= {_owner(alias) for alias in tensor.aliases}:
+            found |= {alias for alias in tensor.aliases if _owner(alias) in readers}
+    return found
 
 
 def _floating(graph: Graph, group: Group) -> list[Member]:
@@ -162,27 +169,34 @@ def _adapter(name: str) -> bool:
     return any(part.startswith("lora_") for part in name.split("."))
 
 
-def _readers(graph: Graph, group: Group) -> list[Member]:
-    """The parameters that every exit of a group contracts it with; none where some exit has no such parameter."""
+def _readers(graph: Graph, group: Group, is_fed: Callable[[Member], bool]) -> list[Member]:
+    """The parameters that every exit of a group contracts it with; none where some exit has no such parameter, or it
+    cannot be told by which of its dims.
+
+    Args:
+        is_fed: whether a dim of a parameter is that of what comes into a module; decides between two of one parameter.
+    """
     found: dict[tuple[str, int], Member] = {}
-    members = {(m.name, m.dim): m for m in group.members}
+    members: dict[str, list[Member]] = {}
+    for member in group.members:
+        members.setdefault(member.name, []).append(member)
     for record in graph.records.values():
         for exit_ in record.exits:
             dim = graph.solver.resolve(exit_.dim)
             if group.atom not in mentions((dim,)):
                 continue
-            read = None
-            for operand in record.operands:
-                tensor = graph.traced.tensors.get(operand)
-                if tensor is None or tensor.kind != "parameter":
-                    continue
-                for axis, term in enumerate(graph.tensor_dims[tensor.name]):
-                    if (tensor.name, axis) in members and mentions((term,)) == mentions((dim,)):
-                        read = members[tensor.name, axis]
-            if read is None:
+            read = [
+                [m for m in members.get(tensor.name, ())
+                 if mentions((graph.tensor_dims[tensor.name][m.dim],)) == mentions((dim,))]
+                for operand in record.operands
+                if (tensor := graph.traced.tensors.get(operand)) is not None and tensor.kind == "parameter"
+            ]  # fmt: skip
+            read = [dims if len(dims) == 1 else [m for m in dims if is_fed(m)] for dims in read if dims]
+            if not read or any(len(dims) != 1 for dims in read):
                 return []
-            if not _adapter(read.name):
-                found[read.name, read.dim] = read
+            if len(read) == len(exit_.carriers or ()):  # parameters that are multiplied with each other: one is enough
+                read = read[-1:]
+            found |= {(m.name, m.dim): m for (m,) in read if not _adapter(m.name)}
     return list(found.values())
 
 
