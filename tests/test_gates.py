@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import shearfx
 from shearfx.gating.gates import Gates
 from shearfx.precision import double_precision
-from shearfx.testing import prunable, random_cuts
+from shearfx.testing import Architecture, architectures, prunable, random_cuts
+from shearfx.testing.blocks import Act, Linear, Residual
 from shearfx.testing.plans import plan_of
+from shearfx.verification import TOLERANCE, relative_error
 from tests import zoo
 from tests.zoo import Entry, float_outputs
 
@@ -20,6 +25,7 @@ QUICK = {
     "llama", "gpt2", "bert", "mamba", "resnet_hf", "unet", "moe_dense", "mixtral", "shared_twice", "vit", "t5",
     "lstm", "gru_bidirectional", "tied_autoencoder", "squeeze_excite",  # once gated at some of their readers only
 }  # fmt: skip
+LONG = int(os.environ.get("SHEARFX_EXAMPLES", "1000"))
 ENTRIES = [
     pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow)
     for entry in zoo.entries()
@@ -60,3 +66,43 @@ def test_shut_is_masked_and_taken_off_is_untouched(entry: Entry) -> None:
             assert furthest(outputs(model.module, model.calls()[0]), whole) == 0
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def check_gates(architecture: Architecture, seed: int) -> None:
+    """All that must hold of gates on one random architecture, for one choice of what is shut."""
+    module, inputs = architecture.build(), architecture.inputs()
+    with torch.no_grad():
+        whole: torch.Tensor = module(*inputs)
+    assume(bool(torch.isfinite(whole).all()))
+    graph = shearfx.trace(module, *inputs)
+    cuts = random_cuts(graph, random.Random(seed))
+    assume(cuts)
+    plan = plan_of(graph, cuts)
+    gates = Gates(graph, module)
+    with torch.no_grad():
+        masked = shearfx.mask(module, plan)(*inputs)
+        with gates:
+            gates.close(plan)
+            assert relative_error([masked], [module(*inputs)]) <= TOLERANCE
+        assert torch.equal(module(*inputs), whole)
+
+
+SQUARE = Architecture(
+    "tokens", 4, (Linear(out=4, bias=False), Residual(body=(Act(name="abs"),), how="add")), "linear", 0
+)  # fmt: skip
+"""What a layer reads and what it gives are one group: it was gated where it gives, by its bias."""
+
+
+@settings(max_examples=25)
+@given(architectures(max_blocks=3), st.integers(0, 99))
+@example(SQUARE, 0)
+def test_shut_is_masked_whatever_the_architecture(architecture: Architecture, seed: int) -> None:
+    check_gates(architecture, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=LONG)
+@given(architectures(max_blocks=4), st.integers(0, 99))
+@pytest.mark.timeout(0)
+def test_shut_is_masked_whatever_the_architecture_long(architecture: Architecture, seed: int) -> None:
+    check_gates(architecture, seed)

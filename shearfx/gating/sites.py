@@ -185,16 +185,17 @@ def _readers(graph: Graph, group: Group, is_fed: Callable[[Member], bool]) -> li
             dim = graph.solver.resolve(exit_.dim)
             if group.atom not in mentions((dim,)):
                 continue
+            having = range(len(record.operands)) if exit_.carriers is None else exit_.carriers
+            tensors = [graph.traced.tensors.get(record.operands[i]) for i in having]
             read = [
                 [m for m in members.get(tensor.name, ())
                  if mentions((graph.tensor_dims[tensor.name][m.dim],)) == mentions((dim,))]
-                for operand in record.operands
-                if (tensor := graph.traced.tensors.get(operand)) is not None and tensor.kind == "parameter"
+                for tensor in tensors if tensor is not None and tensor.kind == "parameter"
             ]  # fmt: skip
             read = [dims if len(dims) == 1 else [m for m in dims if is_fed(m)] for dims in read if dims]
             if not read or any(len(dims) != 1 for dims in read):
                 return []
-            if len(read) == len(exit_.carriers or ()):  # parameters that are multiplied with each other: one is enough
+            if len(read) == len(tensors):  # parameters that are multiplied with each other: one is enough
                 read = read[-1:]
             found |= {(m.name, m.dim): m for (m,) in read if not _adapter(m.name)}
     return list(found.values())
