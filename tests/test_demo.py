@@ -1,5 +1,6 @@
 """The demo from end to end on a small trained model; ``make demo`` is the same with SmolLM2."""
 
+import functools
 import importlib.util
 import itertools
 import re
@@ -23,6 +24,8 @@ def test_demo_shears_verifies_saves_and_judges(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "smollm2_path", lambda: stories)
+    # a model of stories knows less of Python's manual than its tokens' counts do
+    monkeypatch.setattr(shearfx, "shear", functools.partial(shearfx.shear, check_tokenizer=False))
     out = tmp_path / "demo-out"
     demo.run(Talk(as_json=False), out, minutes=4)
     text = capsys.readouterr().out
