@@ -13,7 +13,9 @@ from torch import nn
 
 import shearfx
 from shearfx.gating.gates import Gates
+from shearfx.graph import Group
 from shearfx.precision import double_precision
+from shearfx.saliency.fisher import collecting
 from shearfx.testing import Architecture, architectures, prunable, random_cuts
 from shearfx.testing.blocks import Act, Linear, Residual
 from shearfx.testing.plans import plan_of
@@ -25,6 +27,8 @@ QUICK = {
     "llama", "gpt2", "bert", "mamba", "resnet_hf", "unet", "moe_dense", "mixtral", "shared_twice", "vit", "t5",
     "lstm", "gru_bidirectional", "tied_autoencoder", "squeeze_excite",  # once gated at some of their readers only
 }  # fmt: skip
+STEP = 2.0**-12
+"""Gates are kept in float32: this and twice this are exact."""
 LONG = int(os.environ.get("SHEARFX_EXAMPLES", "1000"))
 ENTRIES = [
     pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow)
@@ -106,3 +110,48 @@ def test_shut_is_masked_whatever_the_architecture(architecture: Architecture, se
 @pytest.mark.timeout(0)
 def test_shut_is_masked_whatever_the_architecture_long(architecture: Architecture, seed: int) -> None:
     check_gates(architecture, seed)
+
+
+@settings(max_examples=25)
+@given(architectures(max_blocks=3))
+@example(SQUARE)
+def test_derivatives_are_those_of_fading_whatever_the_architecture(architecture: Architecture) -> None:
+    """What is collected of a gate in a backward pass is what the loss does when the gate shuts a little."""
+    module, inputs = architecture.build().requires_grad_(False), architecture.inputs()
+
+    def loss() -> torch.Tensor:
+        found: torch.Tensor = module(*inputs).sin().sum()
+        return found
+
+    with torch.no_grad():
+        whole = loss()
+    assume(bool(torch.isfinite(whole)))
+    graph = shearfx.trace(module, *inputs)
+    groups = [g for g in graph.groups if g.certificate == "exact"]
+    places = Gates(graph, module, groups).places
+    unseen = {weight.group for weight in places.weights}
+    groups = [g for g in groups if g.name in places.inputs_only - unseen]
+    assume(groups)
+    with Gates(graph, module, groups) as gates:
+        with collecting(gates, module) as collector:
+            moved = loss()
+            assume(moved.requires_grad)  # else nothing of what comes out depends on what can be cut
+            moved.backward()
+            collector.flush()
+
+        @torch.no_grad()
+        def faded(group: Group, structure: int, by: float) -> float:
+            values = torch.ones(group.size)
+            values[structure] -= by
+            gates.set({group.name: values})
+            found = float(loss())
+            gates.set({group.name: torch.ones(group.size)})
+            return found
+
+        for group in groups:
+            for structure in range(min(group.size, 3)):
+                near, far = faded(group, structure, STEP), faded(group, structure, 2 * STEP)
+                slope, coarse = (3 * float(whole) - 4 * near + far) / (2 * STEP), (float(whole) - near) / STEP
+                if abs(slope - coarse) < 0.05 * abs(slope) + 1e-6:  # no kink in between, and no jump
+                    found = float(collector.absolute[group.name][structure])
+                    assert found == pytest.approx(abs(slope), rel=1e-2, abs=1e-5)
