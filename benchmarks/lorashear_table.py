@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -76,7 +77,11 @@ def main() -> None:
     names = {what: row_file(*what, options.tokens) for what in asked}
     todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
     dense = rows / f"{DENSE}.json"
-    if todo or not dense.exists():
+    if len(todo) > 1 and not options.time:  # each in a process of its own, whose peak of memory is the row's
+        for seed, ratio, method in todo:
+            own = ["--seeds", str(seed), "--ratios", str(ratio or settings["ratios"][0]), "--methods", method]
+            subprocess.run([sys.executable, "-m", "benchmarks.lorashear_table", *sys.argv[1:], *own], check=True)
+    elif todo or not dense.exists():
         bench = Bench(options.data, options.runs, settings, options.model)
         if not dense.exists():
             found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, "dense")
@@ -252,7 +257,10 @@ def _line(
     }  # fmt: skip
     if "speed_up" in same[0]:
         line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
-        line |= {"minutes": f"{mean([row['minutes'] for row in same]):.0f}", "peak, MiB": (same[0]["peak"] or 0) >> 20}
+        line |= {
+            "minutes": f"{mean([row['minutes'] for row in same]):.0f}",
+            "peak, MiB": same[0]["peak"] and same[0]["peak"] >> 20,
+        }
     return line
 
 
