@@ -150,7 +150,9 @@ class Bench:
     def timed(self, row: dict[str, Any], name: str) -> dict[str, Any]:
         """A finished row with the speed of its model measured again; as it is where there is no model any more."""
         folder = self.runs / name / "model"
-        return row | self._speed(load_model(str(folder)).module.to(torch.bfloat16)) if folder.exists() else row
+        if not folder.exists():
+            return row
+        return row | self._speed(load_model(str(folder)).module.to(torch.bfloat16)) | {"timed_alone": True}
 
     def _trained(self, config: ShearConfig, layers: str | None, ratio: float) -> tuple[nn.Module, float]:
         """The full model, or one without a run of layers, after the same training."""
@@ -214,6 +216,8 @@ def report(settings: dict[str, Any], folder: Path) -> None:
     lines += [
         _line(same, dense, settings, ratio=ratio, method=order[at]) for (ratio, at), same in sorted(groups.items())
     ]
+    beside = sum(not row.get("timed_alone") for row in rows)
+    hurried = f" ({beside} rows were timed while others ran)" if beside else ""
     signal = ", ".join(f"{name} ({metric})" for name, metric in settings["signal"].items())
     tasks = []
     for row in rows:
@@ -225,7 +229,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         f"Perplexity: {dense['conditions']}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
-        "turns. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle core).\n\n"
+        f"turns{hurried}. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle core).\n\n"
     )
     text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
     text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
@@ -259,7 +263,7 @@ def _line(
         line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
         line |= {
             "minutes": f"{mean([row['minutes'] for row in same]):.0f}",
-            "peak, MiB": same[0]["peak"] and same[0]["peak"] >> 20,
+            "peak, MiB": same[0]["peak"] >> 20 if same[0]["peak"] else "",
         }
     return line
 
