@@ -229,7 +229,8 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         f"Perplexity: {dense['conditions']}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
-        f"turns{hurried}. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle core).\n\n"
+        f"turns{hurried}. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle "
+        "core).\n\n"
     )
     text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
     text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
