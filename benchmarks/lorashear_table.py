@@ -208,6 +208,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
     """Means over seeds; beside the rows, and in ``results`` where they are kept there."""
     dense = json.loads((folder / f"{DENSE}.json").read_text())
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
+    rows = [row for row in rows if row["tokens"] == settings["common"]["tokens"]]
     order = list(settings["methods"])
     groups: dict[tuple[float, int], list[dict[str, Any]]] = {}
     for row in rows:

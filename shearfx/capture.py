@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 
+from shearfx.routed_products import PlainProducts
 from shearfx.tracing import Tensor, Traced, _quiet, evaluation, tensor_names
 from shearfx.tracing import _adapters as adapters_of
 from shearfx.untouched import untouched
@@ -77,7 +78,7 @@ def capture(
 
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     inputs = [leaves[i].to(device) for i in where]
-    with untouched(model), evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent():
+    with untouched(model), evaluation(model), _quiet(), torch.no_grad(), _exporting(), _silent(), PlainProducts():
         try:
             made = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True,
                            record_stack_traces=lines)(tensors, inputs)  # fmt: skip

@@ -12,6 +12,8 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from shearfx.routed_products import PlainProducts
+
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -37,7 +39,7 @@ def double_precision() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Doubling():
+        with _Doubling(), PlainProducts():
             yield
     finally:
         torch.set_default_dtype(before)

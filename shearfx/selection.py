@@ -89,15 +89,22 @@ def _check(graph: Graph, wanted: Selection) -> None:
         if name not in names:
             todo = "take the knowledge analysis of the same model"
             raise PlanError(message(f"the model has no group {name!r}", where="unprunable=", todo=todo))
-    for what, patterns in (("include", wanted.include), ("exclude", wanted.exclude)):
-        for pattern in patterns:
-            if not any(_matches(name, pattern) for t in graph.tensors.values() for name in t.aliases):
-                raise PlanError(
-                    message(
-                        f"{what}={pattern!r} matches no module with parameters",
-                        todo="match paths as in model.named_modules(), such as 'model.layers.0.*'",
-                    )
-                )
+    check_patterns(graph, "include", wanted.include)
+    check_patterns(graph, "exclude", wanted.exclude)
+
+
+def check_patterns(graph: Graph, what: str, patterns: Sequence[str]) -> None:
+    """Raise PlanError where a glob matches nothing in the graph.
+
+    Args:
+        graph: of the model.
+        what: where the patterns were given.
+        patterns: globs, as of :func:`matches`.
+    """
+    for pattern in patterns:
+        if not any(matches(name, pattern) for t in graph.tensors.values() for name in t.aliases):
+            todo = "match paths as in model.named_modules(), such as 'model.layers.0.*'"
+            raise PlanError(message(f"{what}={pattern!r} matches no module with parameters", todo=todo))
 
 
 def _refusal(graph: Graph, group: Group, wanted: Selection) -> str:
@@ -113,14 +120,14 @@ def _refusal(graph: Graph, group: Group, wanted: Selection) -> str:
         return "not among the kinds asked for (kinds=)"
     if group.kind in wanted.exclude_kinds:
         return "a kind that was excluded (exclude_kinds=)"
-    if any(_matches(name, pattern) for name in names for pattern in wanted.exclude):
+    if any(matches(name, pattern) for name in names for pattern in wanted.exclude):
         return "excluded by module (exclude=)"
-    if wanted.include and not any(_matches(name, pattern) for name in names for pattern in wanted.include):
+    if wanted.include and not any(matches(name, pattern) for name in names for pattern in wanted.include):
         return "in no included module (include=)"
     return ""
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """Whether a glob matches a parameter's name, or the path of a module around it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))

@@ -47,6 +47,8 @@ class Unit:
     gone: int = 0
     least: int = 0
     """Steps that are never given back."""
+    kernel: int = 1
+    """What kernels of the model's class want dims that change with it to be multiples of."""
     multiple: int = 1
     """What dims that change with it have to be multiples of."""
     products: list[int] = field(default_factory=list)
@@ -117,7 +119,7 @@ class Spender:
         self.saved = 0
         of: dict[Atom, list[int]] = {}
         for i, unit in enumerate(units):
-            unit.multiple = self._aligned(unit) if round_to == "auto" else round_to
+            unit.multiple = math.lcm(unit.kernel, self._aligned(unit) if round_to == "auto" else round_to)
             atoms = [g.atom for g in unit.groups]
             unit.products = budget.touched(atoms)
             unit.whole = budget.cost(unit.products)

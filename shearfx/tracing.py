@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from shearfx.cleaning import clean, inline, mutates
 from shearfx.errors import TraceError, message
+from shearfx.routed_products import PlainProducts
 from shearfx.rules.registry import shape_of
 from shearfx.untouched import untouched
 
@@ -84,7 +85,7 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     kwargs = by_name(model, args, kwargs)
     start = time.perf_counter()
-    with untouched(model), evaluation(model), _quiet(), _spelt_out(model, kwargs), torch.no_grad():
+    with untouched(model), evaluation(model), _quiet(), _spelt_out(model, kwargs), torch.no_grad(), PlainProducts():
         program, names = _export(model, kwargs)
         graph_module = program.graph_module
         if mutates(graph_module):

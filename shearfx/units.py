@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from shearfx.budget import Budget
-from shearfx.dims import Dim
+from shearfx.dims import Atom, Dim
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, Group
+from shearfx.routed_products import KERNEL_MULTIPLE
 from shearfx.saliency import Scores
 from shearfx.selection import Tied
 from shearfx.spending import Unit, unit_of
@@ -46,14 +47,21 @@ def units_of(
 ) -> list[Unit]:
     """What is cut together, with floors as counts. What would save nothing is left out."""
     terms = {g.name: _parameter_terms(graph, g) for t in tied for g in t.groups}
-    units = []
+    units, routed = [], _routed(graph)
     for one in tied:
         floors = {g.name: _floor(g, floor, most) for g in one.groups}
         unit = unit_of(one.groups, one.weights, floors, scores, terms)
+        unit.kernel = KERNEL_MULTIPLE if any(g.atom in routed for g in one.groups) else 1
         products = budget.touched(g.atom for g in one.groups)
         if unit.limit > 0 and budget.cost(products) > budget.cost(products, unit.sizes(unit.limit)):
             units.append(unit)
     return units
+
+
+def _routed(graph: Graph) -> set[Atom]:
+    """What the products of routed experts go through."""
+    roles = (item for record in graph.records.values() for item in record.roles)
+    return {atom for role, dim in roles if role == "routed" for atom in graph.solver.atoms(dim)}
 
 
 def _parameter_terms(graph: Graph, group: Group) -> tuple[Dim, ...]:

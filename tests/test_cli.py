@@ -292,6 +292,7 @@ def test_eval_answers_tasks_and_times(stories: Path, tmp_path: Path) -> None:
     assert data["cost"]["prefill_flops"] > data["cost"]["decode_flops"] > 0
     assert (tmp_path / "answers").read_text().count("\n") == 2  # whose they are, and one item: both ask the same
     assert "there is nothing to measure" in refusal_of("eval", stories)
+    assert "keeps no answers" in refusal_of(*asked, "--harness")
 
 
 def test_taylor_takes_a_text(stories: Path, tmp_path: Path) -> None:

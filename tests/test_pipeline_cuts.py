@@ -10,7 +10,7 @@ import torch
 
 from shearfx.config import ShearConfig
 from shearfx.config_idle import KNOWLEDGE, RECOVERY, beside, idle
-from shearfx.pipeline.pruning import Pruning
+from shearfx.pipeline.scoring import Scoring
 from tests.tiny_runs import Runs, Telling, options, write_model, write_text
 
 
@@ -35,22 +35,22 @@ def test_a_run_that_is_stopped_among_its_cuts_does_not_begin_anew(
 ) -> None:
     asked: dict[str, Any] = {"tokens": 0, "cuts": 3, "ratio": 0.3} | more
     whole = runs(tmp_path / "whole", **asked)
-    score, seen = Pruning._score, []
+    score, seen = Scoring._score, []
 
-    def stopped(self: Pruning, proxy: Any, groups: Any, cut: int = 1, of: str = "") -> Any:
+    def stopped(self: Scoring, groups: Any, cut: int = 1, of: str = "") -> Any:
         if cut == stop:
             raise KeyboardInterrupt
-        return score(self, proxy, groups, cut, of)
+        return score(self, groups, cut, of)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Pruning, "_score", stopped)
+        patch.setattr(Scoring, "_score", stopped)
         runs(tmp_path / "run", **asked)
 
-    def counted(self: Pruning, proxy: Any, groups: Any, cut: int = 1, of: str = "") -> Any:
+    def counted(self: Scoring, groups: Any, cut: int = 1, of: str = "") -> Any:
         seen.append(cut)
-        return score(self, proxy, groups, cut, of)
+        return score(self, groups, cut, of)
 
-    monkeypatch.setattr(Pruning, "_score", counted)
+    monkeypatch.setattr(Scoring, "_score", counted)
     again = runs(tmp_path / "run", resume=True, **asked)
     assert [cut for cut in seen if cut > 1] == list(range(stop, 4))
     assert again.plan.cuts == whole.plan.cuts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shearfx.depth import Damages, Layer, least_damage, skipping, write_shorter
 from shearfx.errors import PlanError
 from shearfx.pipeline import Silent
 from shearfx.pipeline import shortening as shortening_module
+from shearfx.pipeline.scoring_data import call_loss
 from shearfx.pipeline.shortening import best_split
 from shearfx.pipeline.stages import recover_model
 from tests.tiny_runs import Runs, Telling, options, tiny_llama, write_model, write_text
@@ -159,6 +161,8 @@ def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
         ({"layers": 4, "ratio": 0.5}, "4 layers are to go, and at most 3 can"),
         ({"layers": 3, "ratio": 0.3}, "make .* parameters, and .* are to go"),
         ({"layers": 1, "ratio": 0.5, "exclude": ("model.layers.*",)}, "at most 0 can"),
+        ({"layers": 1, "ratio": 0.5, "exclude": ("model.layers.*.mlp.up_proj",)}, "at most 0 can"),
+        ({"layers": 1, "ratio": 0.5, "exclude": ("model.strata.*",)}, "matches no module"),
         ({"layers": -1}, "number of layers"),
         ({"layers": "many"}, "layers"),
     ],
@@ -166,6 +170,55 @@ def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
 def test_layers_that_cannot_go_are_refused(runs: Runs, tmp_path: Path, asked: dict[str, Any], match: str) -> None:
     with pytest.raises(PlanError, match=match):
         runs(tmp_path / "run", **asked)
+
+
+def test_what_is_excluded_stays_whole_when_layers_before_it_went(runs: Runs, tmp_path: Path) -> None:
+    """The last layer is the third one then; a layer with something excluded in it does not go either."""
+    excluded = ("model.layers.[03].mlp.up_proj", "model.layers.2.self_attn.*")
+    sheared = runs(tmp_path / "run", layers=1, ratio=0.25, tokens=0, exclude=excluded)
+    assert sheared.record["layers"]["paths"] == ["model.layers.1"]
+    full, small = LlamaForCausalLM.from_pretrained(runs.model), sheared.model
+    for before, after, whole in ((0, 0, "mlp.up_proj"), (3, 2, "mlp.up_proj"), (2, 1, "self_attn.v_proj")):
+        old, new = (m.get_submodule(f"model.layers.{i}.{whole}").weight for m, i in ((full, before), (small, after)))
+        assert old.shape == new.shape, whole
+    sizes = {tensor.shape for name, tensor in small.state_dict().items() if "mlp.up_proj" in name}
+    assert len(sizes) == 2  # the one between was cut
+
+
+@pytest.mark.parametrize("way", [{"cuts": 1}, {"cuts": 1, "compensation": "none"}, {"cuts": 4}], ids=str)
+def test_widths_lose_what_the_runs_own_cuts_lose(
+    way: dict[str, Any], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of the measured shares is the cut that the run makes if no layer goes."""
+    measured: list[float] = []
+    losses: list[Any] = []
+
+    def chosen(self: shortening_module.Shortening, layers: Any) -> Damages:
+        batches = self.study.batches(4, 1)
+
+        def loss() -> float:
+            with torch.no_grad():
+                return float(call_loss(self.full.held.work, torch.cat(batches)))
+
+        shares = [1.0] if way["cuts"] == 1 else [0.25, 0.5, 0.75, 1.0]
+        before = loss()
+        measured.extend(self.pruning.lost_by_share(shares, loss))
+        assert loss() == before
+        losses.append(lambda model: float(call_loss(model, torch.cat(batches))))
+        return Damages((), (before,), ())
+
+    monkeypatch.setattr(shortening_module.Shortening, "_chosen", chosen)
+    sheared = runs(tmp_path / "run", layers="auto", ratio=0.3, tokens=0, dtype="float32", **way)
+    with torch.no_grad():
+        assert measured[-1] == pytest.approx(losses[0](sheared.model), rel=1e-5)
+
+
+@given(count=st.integers(0, 4))
+def test_where_no_number_of_layers_is_enough_all_go(count: int) -> None:
+    """Then the error about the ratio counts them among what can go."""
+    paths = tuple(f"layers.{n}" for n in range(count))
+    found = Damages(paths, tuple(map(float, range(count + 1))), (1,) * count)
+    assert best_split(found, [1] * count, lambda share: math.inf, 10).paths == paths
 
 
 @given(

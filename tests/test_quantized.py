@@ -19,6 +19,7 @@ from shearfx.errors import PlanError
 from shearfx.low_rank import plain_weight
 from shearfx.pipeline import quantized
 from shearfx.pipeline.quantized import quantize, quantized_bytes
+from shearfx.saliency import REGISTRY
 from tests.tiny_runs import Runs, options, tiny_llama, write_model, write_text
 
 IDS = torch.arange(32).reshape(2, 16) * 7 % 264
@@ -130,3 +131,13 @@ def test_without_bitsandbytes_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert quantized.BITS["4bit"] < 4.2
     with pytest.raises(PlanError, match="one of none, 8bit, 4bit"):
         ShearConfig.of_mapping({"quantize": "2bit"})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("saliency", ["magnitude", "taylor", "llm_pruner_element1", "llm_pruner_vector2"])
+def test_packed_weights_are_not_taken_for_numbers(saliency: str, form: Quantize) -> None:
+    model = tiny_llama(**SIZES)
+    graph = shearfx.trace(model, input_ids=IDS, use_cache=False)
+    packed = quantize(model.train(), form)
+    with pytest.raises(PlanError, match=r"is kept as torch\.u?int8(.|\n)*fisher"):
+        REGISTRY[saliency]().score(graph, packed, data=[{"input_ids": IDS, "labels": IDS}])

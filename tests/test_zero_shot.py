@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from shearfx.errors import DataError, ShearError
 from shearfx.inference import logits_of
 from shearfx.models import load_model
 from shearfx.zero_shot import Answer, Task, TaskResult, answers, kept, read_task, read_tasks, zero_shot
+from shearfx.zero_shot.answer_file import weights_digest
 from shearfx.zero_shot.answers import encode
 from shearfx.zero_shot.results import result_of
 from tests.tiny_tokenizers import byte_tokenizer
@@ -151,6 +153,7 @@ def test_three_forms_of_items(tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[1]", "no item of a task"),
         (f'{json.dumps(WORDS)}\n{json.dumps(CHOICES)}', "chosen, others guessed"),
+        (f'{json.dumps(CONTEXTS)}\n{json.dumps(CHOICES)}', "what goes before a text, others what comes after"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_tasks(tmp_path: Path, text: str, said: str) -> None:
@@ -200,6 +203,26 @@ def test_answers_that_were_kept_are_not_asked_for_again(llama: nn.Module, tmp_pa
         zero_shot(counting, tokenizer, tasks, cache=file)
 
 
+def test_models_are_told_apart_by_every_number_and_by_what_computes_with_them(llama: nn.Module) -> None:
+    digest = weights_digest(llama)
+    assert weights_digest(copy.deepcopy(llama)) == digest
+    for part in (
+        llama.get_parameter("model.layers.1.mlp.down_proj.weight"),
+        llama.get_buffer("model.rotary_emb.inv_freq"),
+    ):
+        other = copy.deepcopy(llama)
+        found = dict((*other.named_parameters(), *other.named_buffers()))
+        (name,) = [n for n, t in (*llama.named_parameters(), *llama.named_buffers()) if t is part]
+        found[name].data.flatten()[-1] += 1e-3
+        assert weights_digest(other) != digest
+    other = copy.deepcopy(llama)
+    other.config.rms_norm_eps = 1e-3  # type: ignore[union-attr]
+    assert weights_digest(other) != digest
+    other.config.rms_norm_eps = llama.config.rms_norm_eps  # type: ignore[union-attr]
+    other.config._name_or_path = "elsewhere"  # type: ignore[union-attr]
+    assert weights_digest(other) == digest
+
+
 def test_models_that_cannot_answer(llama: nn.Module) -> None:
     task = Task("t", (read_one(CHOICES),), 1)
     with pytest.raises(ShearError, match="no tokenizer"):
@@ -234,6 +257,15 @@ def test_kept_by_hand() -> None:
         kept(before, {"a": [True]}, {"a": 0.25})
     with pytest.raises(DataError, match="blind choice"):
         kept(before, after, {"a": 0.75})
+
+
+def test_draws_in_which_the_dense_model_is_no_better_than_blind_choice_say_nothing() -> None:
+    """Its mean is near chance, so that many draws fall below it, where a share of what is above has no meaning."""
+    before, after = {"a": [True, True, False, False, False]}, {"a": [True, False, False, False, False]}
+    found = kept(before, after, {"a": 0.25})
+    low, high = found.above_chance_interval
+    assert math.isfinite(low) and low <= found.above_chance <= high
+    assert high <= 1.0  # what is kept of a model that is better nowhere; draws below chance would turn the sign
 
 
 def test_lm_evaluation_harness_agrees_item_by_item(stories: Path, shared: Path) -> None:

@@ -41,7 +41,7 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Use only the first tokens of a text.")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows of a text at a time.")] = 1,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of tasks at a time.")] = 2048,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of tasks at a time.", min=1)] = 2048,
     original: Original = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -98,6 +98,9 @@ def evaluate(
 def _tasks(
     talk: Talk, loaded: LoadedModel, asked: Any, batch_tokens: int, answers: Path | None, harness: bool
 ) -> list[Any]:
+    if harness and answers is not None:
+        what = "lm-evaluation-harness keeps no answers"
+        raise ShearError(message(what, where="--harness, --answers", todo="leave one of them out"))
     if harness:
         from shearfx.zero_shot.harness import harness_zero_shot
 

@@ -41,7 +41,7 @@ def least_damage(
 
     Args:
         model: the live model; left as it was.
-        layers: those that may go, of one list or of several; the last one of a list stays.
+        layers: those that may go, of one list or of several; of each list one stays.
         loss: of the model as it is, without gradients.
         until: told what went so far; true where that is enough.
         progress: told the losses that are worked out, and those that are known to be needed.
@@ -68,7 +68,8 @@ def least_damage(
     alone = {path: tried([path]) for path in by_path}
     order = sorted(alone, key=lambda path: alone[path])
     while not until(found := Damages(tuple(gone), tuple(losses), tuple(by_path[p].params for p in gone))):
-        free = [path for path in order if path not in gone and not _last(by_path, path, gone)][:CANDIDATES]
+        left = [path for path in order if path not in gone]
+        free = [path for path in left if not _last(model, by_path[path].list_path, gone)][:CANDIDATES]
         if not free:
             break
         if gone:
@@ -80,7 +81,7 @@ def least_damage(
     return found
 
 
-def _last(by_path: dict[str, Layer], path: str, gone: Sequence[str]) -> bool:
-    """Whether a list would be empty without this layer."""
-    of = by_path[path].list_path
-    return sum(1 for other, layer in by_path.items() if layer.list_path == of and other not in gone) == 1
+def _last(model: nn.Module, list_path: str, gone: Sequence[str]) -> bool:
+    """Whether a list would be empty with one layer less."""
+    size = len(model.get_submodule(list_path))  # type: ignore[arg-type]
+    return sum(path.rpartition(".")[0] == list_path for path in gone) == size - 1

@@ -49,14 +49,19 @@ def drop_layers(
     if not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules()):
         what, todo = f"a {type(model).__name__} wraps a Hugging Face model", "merge adapters and pass the model itself"
         raise PlanError(message(what, where="drop_layers", todo=todo))
-    names = _renamed(model, layers)
+    names = renamed(model, layers)
     small = _built(model, names, layers) if isinstance(model, PreTrainedModel) else _shortened(model, layers)
     _check(model, graph, layers, small, dict(call) if call is not None else _drawn(model, graph))
     return small
 
 
-def _renamed(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Names of the tensors that stay, before and after."""
+def renamed(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+    """Names of the parameters and buffers that stay, before and after layers go.
+
+    Args:
+        model: the full model.
+        layers: those that go.
+    """
     numbers: dict[str, dict[int, int]] = {}
     for path in {layer.list_path for layer in layers}:
         gone = {layer.index for layer in layers if layer.list_path == path}
@@ -97,12 +102,21 @@ def _built(model: PreTrainedModel, names: Mapping[str, str], layers: Sequence[La
             for old, new in names.items():
                 if old in saved:
                     assign(small, new, tensors[old])
+            _take_over(small, names, tensors, saved)
             small.tie_weights()  # type: ignore[operator]
             return small.train(model.training)
     todo = "leave the layers in; a model of a class of your own can be shortened"
     raise PlanError(
         message("no configuration states the model without these layers", where=type(model).__name__, todo=todo)
     )
+
+
+def _take_over(small: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor], saved: set[str]) -> None:
+    """What the class works out for itself (rotary frequencies) as the full model has it: maybe in another dtype."""
+    own = named_tensors(small)
+    for old, new in names.items():
+        if old not in saved and new in own and own[new].shape == tensors[old].shape:
+            assign(small, new, tensors[old])
 
 
 def _configs(model: nn.Module, before: PreTrainedConfig, layers: Sequence[Layer]) -> Iterator[PreTrainedConfig]:
@@ -134,6 +148,8 @@ def _configs(model: nn.Module, before: PreTrainedConfig, layers: Sequence[Layer]
 def _fields(data: Mapping[str, Any], size: int, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Fields that are a number of layers, or a list with an item for each."""
     for name, value in data.items():
+        if str(name).endswith("_token_id"):  # may be a list, of any length
+            continue
         if isinstance(value, Mapping):
             yield from _fields(value, size, (*inside, name))
         elif (is_integer(value) and value == size) or (isinstance(value, list) and len(value) == size):

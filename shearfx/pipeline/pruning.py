@@ -5,7 +5,6 @@ Source: LoRAShear, Algorithms 3 and 4.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,25 +16,21 @@ from torch import Tensor, nn
 
 from shearfx.achieved import achieved_in
 from shearfx.attributes import settle
-from shearfx.errors import PlanError, message
-from shearfx.graph import Group
-from shearfx.knowledge import KnowledgeDistribution, factors, knowledge_distribution, of_file, prunable
+from shearfx.knowledge import prunable
 from shearfx.low_rank import LowRank
 from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.choosing import Chooser, Redundant
 from shearfx.optim.options import check_scores
 from shearfx.pipeline.account import account_of
 from shearfx.pipeline.progressive import prune_progressively
-from shearfx.pipeline.scoring_data import ScoringData, call_loss
+from shearfx.pipeline.scoring import Scoring
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.refitting import Refitting
-from shearfx.run_directory import ACCOUNT, KNOWLEDGE, MEASURED, PLAN, RunDirectory
-from shearfx.saliency import Saliency, Scores, find
-from shearfx.saliency.learnt import reads_adapters
+from shearfx.run_directory import ACCOUNT, PLAN, RunDirectory
+from shearfx.saliency import Scores
 from shearfx.selection import Tied
-from shearfx.spending import Ranking
 from shearfx.training.state_files import read_state, write_state
 
 
@@ -66,11 +61,7 @@ class Pruning:
         self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self._faded: Faded | None = None
-        if self.config.knowledge is not None and not folder.done("knowledge"):
-            _ = self._knowledge  # a file that cannot be read is known before anything is done
-        if self.config.calibrate != "none" and self.ranking != "loss":
-            what = f"the scores of {self.config.saliency} are no losses that measured ones could be laid beside"
-            raise PlanError(message(what, where="calibrate", todo="set calibrate: none, or saliency: fisher"))
+        self.scoring = Scoring(subject, study, folder, spare)
 
     def plan(self, steps: int) -> PruningPlan:
         """The plan, made or read.
@@ -133,27 +124,19 @@ class Pruning:
 
     def _at_once(self, tied: list[Tied]) -> PruningPlan:
         """Without training: in one cut, or in several, each scored and fitted on what the one before left."""
-        config, subject = self.config, self.subject
-        chooser, proxy, work = subject.chooser(tied), find(config.saliency), subject.held.work
+        config, subject, scoring = self.config, self.subject, self.scoring
+        chooser, work = subject.chooser(tied), subject.held.work
         with Refitting(subject.graph, work, chooser.groups) as refitting:
             done, gone, plan = self._cut_before(refitting)
             for cut in range(done + 1, config.cuts + 1):
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
-                whole = cut == 1  # else scored as the cut before left it
-                scores = self.scores if whole else self._calibrated(self._score(proxy, chooser.groups, cut, of))
+                scores = scoring.after(cut, chooser.groups, of)
                 check_scores(scores, gone)
                 before = gone
-                gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, proxy.unit, before)
+                gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, scoring.ranking, before)
                 self._tell_cut(cut, chooser, scores, gone, before, saved)
                 plan = self.plan_of(gone)
-                if config.compensation == "none":
-                    refitting.apply(plan, None, _call)
-                elif config.compensation == "bias":
-                    with self.teller.step(f"giving what reads them a bias{of}"):
-                        refitting.shift(plan, self._fitting, _call)
-                else:
-                    with self.teller.step(f"refitting what reads them by least squares{of}"):
-                        refitting.apply(plan, self._fitting, _call, memory=self.spare() // 2)
+                self._shut(refitting, plan, of)
                 if cut < config.cuts:
                     write_state(self._cuts, {"cut": cut, "gone": gone, "changed": refitting.state_dict()})
             if config.compensation != "none":
@@ -161,11 +144,41 @@ class Pruning:
                 write_state(self._fits, found)
         return self._settled(plan)
 
+    def lost_by_share(self, shares: Sequence[float], loss: Callable[[], float]) -> list[float]:
+        """The loss after each share of the budget is cut at once, compensated for as the run's own cuts are, and scored
+        on what the one before left where the run takes several; the model is what it was afterwards.
+
+        Args:
+            shares: of :attr:`Subject.amount`, ascending.
+            loss: of the working model as it is.
+        """
+        subject, scoring = self.subject, self.scoring
+        chooser, gone, found = subject.chooser(subject.tied), Redundant(), []
+        with Refitting(subject.graph, subject.held.work, chooser.groups) as refitting:
+            for number, share in enumerate(shares, start=1):
+                of = f" (without layers, {number} of {len(shares)})"
+                scores = scoring.after(min(number, self.config.cuts), chooser.groups, of)
+                gone, _ = chooser.choose(share * subject.amount, scores, scoring.ranking, gone)
+                self._shut(refitting, self.plan_of(gone), of)
+                found.append(loss())
+        return found
+
+    def _shut(self, refitting: Refitting, plan: PruningPlan, of: str) -> None:
+        """As after the cut, with the compensation that the run asks for."""
+        if self.config.compensation == "none":
+            refitting.apply(plan, None, _call)
+        elif self.config.compensation == "bias":
+            with self.teller.step(f"giving what reads them a bias{of}"):
+                refitting.shift(plan, self.scoring.fitting, _call)
+        else:
+            with self.teller.step(f"refitting what reads them by least squares{of}"):
+                refitting.apply(plan, self.scoring.fitting, _call, memory=self.spare() // 2)
+
     def _cut_before(self, refitting: Refitting) -> tuple[int, Redundant, PruningPlan]:
         """Where a run that was stopped among its cuts goes on: how many are done, and what is gone."""
         if not self._cuts.exists():
             return 0, {}, self.plan_of({})
-        _ = self._scoring, self._factors  # worked out on the model as it was
+        self.scoring.prepare()
         state = read_state(self._cuts)
         gone = {name: list(indices) for name, indices in state["gone"].items()}
         plan = self.plan_of(gone)
@@ -188,78 +201,11 @@ class Pruning:
         if config.gamma is None and config.knowledge is None:
             return self.subject.tied
         if not self.folder.done("knowledge"):
-            names = of_file(self._knowledge, self.subject.graph, self.subject.tied, config.gamma)
+            names = self.scoring.unprunable()
             self.subject.check_ratio(names)
             self.folder.finish("knowledge", {"unprunable": names})
             self.teller.note(f"unprunable: {', '.join(names) or 'nothing'}")
         return prunable(self.subject.tied, self.folder.records["knowledge"]["unprunable"])
-
-    @functools.cached_property
-    def _knowledge(self) -> KnowledgeDistribution:
-        """What each node group knows; what an earlier run measured is read from its file."""
-        config, subject = self.config, self.subject
-        if config.knowledge is not None:
-            known = KnowledgeDistribution.load(Path(config.knowledge).expanduser())
-            self.folder.write(KNOWLEDGE, known.to_json())
-            return known
-        with self.teller.step("measuring what each node group knows (Algorithm 3)") as progress:
-            found = knowledge_distribution(
-                subject.graph, subject.held.work, self.study.batches(config.knowledge_windows, config.seed + 1),
-                tied=subject.tied, saliency="fisher", ratios=config.knowledge_ratios, gamma=config.gamma,
-                seed=config.seed, scores=self._raw, cache=self.folder.path / MEASURED,
-                announce=lambda cost: self.teller.note(str(cost)), progress=progress,
-            )  # fmt: skip
-        self.folder.write(KNOWLEDGE, found.to_json())
-        return found
-
-    @functools.cached_property
-    def _factors(self) -> dict[str, float]:
-        """What scores are multiplied with, by name of group; nothing where they are taken as they come."""
-        by = self.config.calibrate
-        return {} if by == "none" else factors(self._knowledge, self.subject.tied, self._raw, by)
-
-    def _calibrated(self, scores: Scores) -> dict[str, Tensor]:
-        return {name: score * self._factors.get(name, 1.0) for name, score in scores.items()}
-
-    @property
-    def scores(self) -> dict[str, Tensor]:
-        """Of all that may be cut, in the first of several cuts."""
-        return self._calibrated(self._raw)
-
-    @functools.cached_property
-    def _raw(self) -> dict[str, Tensor]:
-        """As the saliency gives them; knowledge analysis and a cut at once go by the same ones."""
-        groups = list({g.name: g for t in self.subject.tied for g in t.groups}.values())
-        return self._score(self._proxy, groups)
-
-    @property
-    def ranking(self) -> Ranking:
-        """The unit of :attr:`scores`."""
-        return self._proxy.unit
-
-    @property
-    def _proxy(self) -> Saliency:
-        return find(self.config.saliency if self.config.prune_share == 0 else "fisher")
-
-    @functools.cached_property
-    def _fitting(self) -> list[Tensor]:
-        """What least squares looks at."""
-        return self.study.batches(self.config.fitting_windows, self.config.seed + 3)
-
-    def _score(self, proxy: Saliency, groups: Sequence[Group], cut: int = 1, of: str = "") -> dict[str, Tensor]:
-        work, seed = self.subject.held.work, self.config.seed
-        proxy.memory = self.spare() // 2
-        proxy.fitting = self._fitting
-        with self.teller.step(f"scoring structures by {proxy.name}{of}") as progress:
-            return proxy.score(
-                self.subject.graph, work, groups=groups, data=self._scoring.of(cut - 1), loss=call_loss, seed=seed,
-                progress=progress,
-            )  # fmt: skip
-
-    @functools.cached_property
-    def _scoring(self) -> ScoringData:
-        """Worked out while the model is whole."""
-        return ScoringData(self.study, self.subject.held.work, self._proxy, self.config.cuts)
 
     def _settled(self, plan: PruningPlan) -> PruningPlan:
         """With the attributes that the model's class needs for it."""
@@ -280,23 +226,9 @@ class Pruning:
         plan = of_cuts(graph, kept, asked=self.subject.amount / max(self.subject.total, 1), options=options)
         return achieved_in(plan, graph, self.subject.unit)
 
-    def _check_scores(self, tied: list[Tied]) -> None:
-        """Refuse scores that are all equal before LHSPG trains; of what training itself brings, it is seen then."""
-        config, proxy = self.config, find(self.config.saliency)
-        begun = (self.folder.path / "state" / "prune").exists()
-        own = not type(proxy).__module__.startswith("shearfx.")  # may need adapters, or steps: seen when it scores
-        if begun or own or config.saliency == "loraprune" or reads_adapters(proxy):
-            return
-        groups = list({g.name: g for one in tied for g in one.groups}.values())
-        few = self.study.batches(min(config.batch_size, config.scoring_windows), config.seed + 2)
-        proxy.memory, proxy.fitting = self.spare() // 2, few
-        work = self.subject.held.work
-        scores = proxy.score(self.subject.graph, work, groups=groups, data=few, loss=call_loss, seed=config.seed)
-        check_scores(scores, {})
-
     def _progressive(self, tied: list[Tied], steps: int) -> Redundant:
         """LHSPG; what adapters learnt is kept for the cut."""
-        self._check_scores(tied)
+        self.scoring.check(tied)
         mutates = self.config.carrier == "weights" or self.config.merge == "period"
         held = self.subject.held
         model = held.take_work() if mutates else held.work

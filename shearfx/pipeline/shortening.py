@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
+from torch import nn
 
 from shearfx.checkpoints import load
-from shearfx.depth import Damages, Layer, find_layers, least_damage, write_shorter
+from shearfx.depth import Damages, Layer, find_layers, least_damage, renamed, write_shorter
 from shearfx.errors import PlanError, message
-from shearfx.gating import Gates
 from shearfx.models import LoadedModel
 from shearfx.pipeline.pruning import Pruning
 from shearfx.pipeline.scoring_data import call_loss
 from shearfx.pipeline.study import Study
-from shearfx.pipeline.subject import Subject
+from shearfx.pipeline.subject import Shortened, Subject
 from shearfx.run_directory import RunDirectory
 from shearfx.running_time import amount_text
+from shearfx.selection import check_patterns, matches
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the budget, at which the loss without widths is measured."""
@@ -62,9 +64,10 @@ class Shortening:
         shorter = LoadedModel(
             self._read(), loaded.source, loaded.kind, args=loaded.args, kwargs=loaded.kwargs, tokenizer=loaded.tokenizer
         )
-        return Subject(shorter, self.study, self._read, shortened=(self.full, found["paths"]), records=self.folder)
+        cut = Shortened(self.full, found["paths"], found["exclude"])
+        return Subject(shorter, self.study, self._read, shortened=cut, records=self.folder)
 
-    def _read(self) -> torch.nn.Module:
+    def _read(self) -> nn.Module:
         held = self.full.held
         return load(self.place, device="cpu" if held.own else held.home)
 
@@ -75,14 +78,24 @@ class Shortening:
         shown = ", ".join(f"{path} (+{after - found.losses[0]:.3f})" for path, after in
                           zip(paths, found.losses[1:], strict=True))  # fmt: skip
         self.teller.note(f"layers that go: {shown or 'none'}; {gone / self.full.count.total:.2%} of the parameters")
+        names: dict[str, str] = {}
         if paths:
             self.full.held.drop_work()
+            names = renamed(self.full.held.original, find_layers(self.full.graph).only(paths))
             with self.teller.step("dropping layers, and checking that nothing else changed"):
                 write_shorter(
                     self.full.held.original, self.full.graph, paths, self.place, args=loaded.args,
                     kwargs=loaded.kwargs, tokenizer=self.study.tokenizer, overwrite=True,
                 )  # fmt: skip
-        self.folder.finish("layers", {"paths": paths, "losses": list(found.losses), "parameters": gone})
+        left = [names[name] for name in self._excluded() if name in names]
+        record = {"paths": paths, "losses": list(found.losses), "parameters": gone, "exclude": left}
+        self.folder.finish("layers", record)
+
+    def _excluded(self, inside: str = "") -> list[str]:
+        """Names of parameters that the configuration excludes, those that begin so."""
+        aliases = itertools.chain.from_iterable(tensor.aliases for tensor in self.full.graph.tensors.values())
+        return [name for name in aliases if name.startswith(inside)
+                if any(matches(name, pattern) for pattern in self.config.exclude)]  # fmt: skip
 
     def _free(self) -> list[Layer]:
         """The layers that may go, those that hold no more than is to go altogether.
@@ -91,20 +104,23 @@ class Shortening:
             PlanError: there are fewer than are asked for.
         """
         found, config = find_layers(self.full.graph), self.config
-        free = [one for one in found.layers if not any(fnmatch.fnmatchcase(one.path, p) for p in config.exclude)]
+        check_patterns(self.full.graph, "exclude", config.exclude)
+        free = [one for one in found.layers if not self._excluded(f"{one.path}.")]
         if config.layers == "auto":
             return free
-        lists = len({layer.list_path for layer in free})
-        if config.layers > len(free) - lists:
-            reason = next(iter(found.refused.values()), "one of each list stays")
-            what = f"{config.layers} layers are to go, and at most {max(0, len(free) - lists)} can ({reason})"
+        counts = Counter(layer.list_path for layer in free)
+        sizes = {path: len(cast(nn.ModuleList, self.full.held.shape.get_submodule(path))) for path in counts}
+        most = sum(min(n, sizes[path] - 1) for path, n in counts.items())
+        if config.layers > most:
+            reason = next(iter(found.refused.values()), "one of each list stays, and what is excluded")
+            what = f"{config.layers} layers are to go, and at most {most} can ({reason})"
             raise PlanError(message(what, where="layers", todo="ask for fewer; shearfx layers MODEL lists them"))
         prices = sorted(map(self.full.price, free))
         if sum(prices[: config.layers]) >= self.full.amount:
-            most = max(n for n in range(config.layers) if sum(prices[:n]) < self.full.amount)
+            fewer = max(n for n in range(config.layers) if sum(prices[:n]) < self.full.amount)
             held, asked = (amount_text(n, self.full.unit) for n in (sum(prices[: config.layers]), self.full.amount))
             what = f"{config.layers} layers make {held}, and {asked} are to go"
-            raise PlanError(message(what, where="layers", todo=f"ask for {most} layers at most, or a larger ratio"))
+            raise PlanError(message(what, where="layers", todo=f"ask for {fewer or 'no'} layers, or a larger ratio"))
         return free
 
     def _chosen(self, layers: Sequence[Layer]) -> Damages:
@@ -137,25 +153,17 @@ class Shortening:
 
     def _widths(self, loss: Callable[[], float]) -> Callable[[float], float]:
         """The loss without the widths that save a share of the budget, between measured shares on a line."""
-        full, pruning = self.full, self.pruning
-        chooser = full.chooser(full.tied)
-        most = chooser.most_possible()
-        scores, points = pruning.scores, [(0.0, loss())]
-        with self.teller.step("measuring what is lost without widths") as progress:
-            for done, share in enumerate(SHARES, start=1):
-                if share * full.amount > most:
-                    points.append((share, math.inf))
-                    continue
-                gone, _ = chooser.choose(share * full.amount, scores, pruning.ranking)
-                with Gates(full.graph, full.held.work, chooser.groups) as gates:
-                    gates.close(pruning.plan_of(gone))
-                    points.append((share, loss()))
-                progress(done, len(SHARES))
-        return lambda share: _between(points, share)
+        most = self.full.chooser(self.full.tied).most_possible()
+        reach = min(1.0, most / self.full.amount)
+        shares = [share * reach for share in SHARES]
+        before = loss()
+        points = [(0.0, before), *zip(shares, self.pruning.lost_by_share(shares, loss), strict=True)]
+        return lambda share: between(points, share)
 
 
 def best_split(found: Damages, prices: Sequence[int], widths: Callable[[float], float], amount: int) -> Damages:
-    """The number of layers with which both together lose the least, by what each loses alone.
+    """The number of layers with which both together lose the least, by what each loses alone; all of the layers where
+    no number of them leaves a budget that widths can save.
 
     Args:
         found: layers in the order in which they go.
@@ -169,13 +177,23 @@ def best_split(found: Damages, prices: Sequence[int], widths: Callable[[float], 
     """
     count = len(found.paths)
     lost = [found.losses[n] + widths(1 - sum(prices[:n]) / amount) for n in range(count + 1)]
-    best = min(range(count + 1), key=lost.__getitem__)
+    best = count if all(map(math.isinf, lost)) else min(range(count + 1), key=lost.__getitem__)
     return Damages(found.paths[:best], found.losses[: best + 1], found.params[:best])
 
 
-def _between(points: Sequence[tuple[float, float]], share: float) -> float:
+def between(points: Sequence[tuple[float, float]], share: float) -> float:
+    """The value at a share, on the line between its neighbours; infinite beyond the last.
+
+    Args:
+        points: shares and values, by share, from zero.
+        share: zero or more.
+
+    >>> between([(0.0, 1.0), (0.5, 3.0)], 0.25)
+    2.0
+    >>> between([(0.0, 1.0), (0.5, 3.0)], 0.6)
+    inf
+    """
     for (left, low), (right, high) in itertools.pairwise(points):
         if share <= right:
-            weight = (share - left) / (right - left)
-            return low if weight == 0 else low + weight * (high - low)
-    return points[-1][1]
+            return low + (share - left) / (right - left) * (high - low)
+    return math.inf

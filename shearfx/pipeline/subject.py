@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -32,6 +34,18 @@ from shearfx.timing import measure_time
 Known = tuple[Graph, list[Tied]]
 
 
+@dataclass(frozen=True)
+class Shortened:
+    """Where layers went already."""
+
+    full: Subject
+    """What the ratio is a share of."""
+    paths: Sequence[str]
+    """Of the layers that went."""
+    exclude: Sequence[str]
+    """What the configuration excludes, by the names that its parameters have now."""
+
+
 class Subject:
     """The model to be cut: its analysis, what may go, and how much.
 
@@ -40,7 +54,7 @@ class Subject:
         study: of the run.
         reopen: reads the model again, where the run may use it up.
         known: the analysis, from an earlier run with the same model and options.
-        shortened: where layers went already: what the ratio is a share of, and their paths.
+        shortened: where layers went already.
         records: of the run, for what is measured once.
     """
 
@@ -50,14 +64,17 @@ class Subject:
         study: Study,
         reopen: Callable[[], nn.Module] | None = None,
         known: Known | None = None,
-        shortened: tuple[Subject, Sequence[str]] | None = None,
+        shortened: Shortened | None = None,
         records: RunDirectory | None = None,
     ) -> None:
         self.study, self.config, self.teller = study, study.config, study.teller
         self.held = study.hold(loaded.module.eval(), reopen)
         self.count = parameter_count(loaded.module)
-        self.full, self.without = shortened or (self, ())
-        """What the ratio is a share of, and the layers that it has more."""
+        self.full = shortened.full if shortened else self
+        """What the ratio is a share of."""
+        self.without = shortened.paths if shortened else ()
+        """The layers that it has more."""
+        self._exclude = tuple(map(glob.escape, shortened.exclude)) if shortened else study.config.exclude
         self.bytes = weight_bytes(loaded.module)
         """Of the weights, in their own dtype."""
         self.work_bytes = self.count.total * study.dtype.itemsize
@@ -90,7 +107,7 @@ class Subject:
             config, graph = self.config, self.graph
             doing = "finding out what the model's own class can express"
             with self.teller.step(doing), memory_guard(doing, self.config):
-                wanted = Selection((), (), config.exclude, config.kinds, (), config.scope, "module")
+                wanted = Selection((), (), self._exclude, config.kinds, (), config.scope, "module")
                 self._tied, self.refused = select(graph, self.held.original, wanted)
             if not self._tied:
                 reasons = "; ".join(self.refused) or "the graph has no groups"

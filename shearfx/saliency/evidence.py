@@ -53,7 +53,7 @@ class Evidence:
         """The parameters that some group mentions, by the name each has without adapters.
 
         Raises:
-            PlanError: there is no model, or its weights are on the meta device.
+            PlanError: there is no model, or its weights are on the meta device or quantised.
         """
         if self.module is None:
             what, todo = f"saliency {self.saliency!r} looks at weights", "pass model=, or saliency='random'"
@@ -64,6 +64,9 @@ class Evidence:
             if first not in found and name in live:
                 found[first] = parameters[live[name]]
         for name, parameter in found.items():
+            if not parameter.is_floating_point():
+                what = f"saliency {self.saliency!r} looks at weights, and {name} is kept as {parameter.dtype}"
+                raise PlanError(message(what, todo="choose fisher, which looks at none, or dequantise the model"))
             if parameter.is_meta:
                 what = f"saliency {self.saliency!r} looks at weights, and {name} is on the meta device"
                 raise PlanError(message(what, todo="load the weights, or choose saliency='random'"))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from shearfx.architectures import config_of
 from shearfx.errors import DataError, message
 from shearfx.inference import bos_of, dtype_name, tokenizer_name
 from shearfx.zero_shot.answers import Answer
 
-SAMPLES = 64  # elements of each tensor that tell one model's weights from another's
+NOWHERE = ("_name_or_path", "transformers_version")
+"""What a configuration says of where it comes from."""
 
 
 class AnswerFile:
@@ -84,10 +88,14 @@ class AnswerFile:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Tells models apart by their parameters' names, shapes, and some elements of each: not proof against intent."""
+    """Tells models apart by all their numbers, and by the configuration that they are computed by."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // SAMPLES)].double().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+    for name, tensor in sorted(
+        itertools.chain(model.named_parameters(), model.named_buffers()), key=lambda one: one[0]
+    ):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
+    config = config_of(model)
+    settings = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in NOWHERE}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

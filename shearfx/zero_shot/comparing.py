@@ -59,7 +59,7 @@ def kept(
         what = f"the model to compare with has {float(means[0, -1]):.3f}, blind choice {blind:.3f}"
         raise DataError(message(what, todo="compare on tasks that carry signal"))
     raw, above = means[1] / means[0], (means[1] - blind) / (means[0] - blind)
-    return Kept(float(raw[-1]), _interval(raw[:-1]), float(above[-1]), _interval(above[:-1]))
+    return Kept(float(raw[-1]), _interval(raw[:-1]), float(above[-1]), _interval(above[:-1][means[0, :-1] > blind]))
 
 
 def _interval(values: torch.Tensor) -> tuple[float, float]:

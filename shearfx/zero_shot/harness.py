@@ -61,7 +61,7 @@ def _task(task: Task) -> Any:
     if task.guessed:
         config |= {"output_type": "loglikelihood", "doc_to_text": lambda doc: doc["contexts"][0]}
         config |= {"doc_to_target": lambda doc: doc["continuations"][0], "metric_list": [{"metric": "acc"}]}
-    elif len(set(task.items[0].contexts)) > 1:  # the harness asks such tasks the other way round
+    elif any(len(set(item.contexts)) > 1 for item in task.items):  # the harness asks such tasks the other way round
         config |= {"output_type": "multiple_choice", "doc_to_text": lambda doc: doc["gold"]}
         config |= {"doc_to_choice": lambda doc: doc["contexts"], "doc_to_target": lambda doc: doc["continuations"][0]}
         config |= {"metric_list": [{"metric": "acc"}]}

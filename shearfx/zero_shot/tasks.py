@@ -109,8 +109,20 @@ def read_task(path: Path, limit: int | None = None) -> Task:
     if len({item.gold is None for item in items}) > 1:
         what = "some items are to be chosen, others guessed"
         raise DataError(message(what, where=str(path), todo="make two files of it"))
+    contexts, choices = (any(len(set(of(item))) > 1 for item in items) for of in (_contexts, _continuations))
+    if contexts and choices:
+        what = "some items choose what goes before a text, others what comes after one"
+        raise DataError(message(what, where=str(path), todo="make two files of it"))
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     return Task(name, tuple(items), len(items)).take(limit)
+
+
+def _contexts(item: Item) -> tuple[str, ...]:
+    return item.contexts
+
+
+def _continuations(item: Item) -> tuple[str, ...]:
+    return item.continuations
 
 
 def _item(line: str, where: str) -> Item:
