@@ -84,7 +84,7 @@ def main() -> None:
     elif todo or not dense.exists():
         bench = Bench(options.data, options.runs, settings, options.model)
         if not dense.exists():
-            found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, "dense")
+            found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, options.runs / "dense.jsonl")
             dense.write_text(json.dumps(found, indent=1) + "\n")
         for done, (seed, ratio, method) in enumerate(todo, 1):
             place = rows / names[seed, ratio, method]
@@ -128,24 +128,27 @@ class Bench:
         """One method, cut, recovered and judged."""
         of = {key: value[ratio] if isinstance(value, dict) else value
               for key, value in self.settings["methods"][method].items()}  # fmt: skip
+        named = self.settings["common"] | of
         layers, dense = of.pop("run_of_layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
         start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
         reset_peak(device)
         folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
+        resumed = folder.exists()
         if layers or dense:
-            small, achieved = self._trained(config, layers, ratio)
+            small, achieved = self._trained(config, layers, ratio, folder)
             small.save_pretrained(folder / "model")  # type: ignore[operator]
         else:
-            run = RunDirectory(folder, self.spec, config, resume=folder.exists())
+            run = RunDirectory(folder, self.spec, config, resume=resumed)
             run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
             sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
             small, achieved = sheared.model, sheared.plan.achieved
-        spent, most = (time.process_time() - start) / 60, peak(device)
-        found = self.judged(small, f"{method} {ratio} {seed}") | self._speed(small)
+        # of a run that went on in a second process neither is known
+        spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(device))
+        found = self.judged(small, folder / "answers.jsonl") | self._speed(small)
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
-                        "minutes": spent, "peak": most, "torch": torch.__version__}  # fmt: skip
+                        "minutes": spent, "peak": most, "torch": torch.__version__, "settings": named}  # fmt: skip
 
     def timed(self, row: dict[str, Any], name: str) -> dict[str, Any]:
         """A finished row with the speed of its model measured again; as it is where there is no model any more."""
@@ -154,7 +157,7 @@ class Bench:
             return row
         return row | self._speed(load_model(str(folder)).module.to(torch.bfloat16)) | {"timed_alone": True}
 
-    def _trained(self, config: ShearConfig, layers: str | None, ratio: float) -> tuple[nn.Module, float]:
+    def _trained(self, config: ShearConfig, layers: str | None, ratio: float, folder: Path) -> tuple[nn.Module, float]:
         """The full model, or one without a run of layers, after the same training."""
         full = load_model(self.spec)
         study = Study(full.module.eval(), full.tokenizer, config, Silent())
@@ -165,7 +168,8 @@ class Bench:
         teacher = study.teacher_of(held.work) if config.distill > 0 else None
         before = parameter_count(full.module).total
         compact = study.hold(small)
-        model = study.recover(compact, reference, study.steps(lambda: study.base(compact), teacher), teacher)
+        steps = study.steps(lambda: study.base(compact), teacher)
+        model = study.recover(compact, reference, steps, teacher, state=folder / "state")
         return model, 1 - parameter_count(model).total / before
 
     def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> nn.Module:
@@ -177,13 +181,11 @@ class Bench:
         pick = found.deepest if how == "deepest" else found.best
         return drop_layers(full.module, graph, nearest_run(layers, ratio * graph.total_params, pick))
 
-    def judged(self, model: nn.Module, name: str) -> dict[str, Any]:
+    def judged(self, model: nn.Module, answers: Path) -> dict[str, Any]:
         """Perplexities, and answers to the tasks, item by item."""
         count, tokenizer, model = parameter_count(model), self.full.tokenizer, model.to(torch.bfloat16)
         most = self.settings["perplexity_tokens"]
         texts = {key: perplexity(model, tokenizer, text, max_tokens=most) for key, text in self.texts.items()}
-        answers = self.runs / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.jsonl"
-        answers.unlink(missing_ok=True)
         results = zero_shot(model, tokenizer, self.tasks, cache=answers)
         tasks = {
             r.name: r.to_record() | {"right": _text(r.right), "right_norm": _text(r.right_norm)} for r in results
@@ -208,7 +210,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
     """Means over seeds; beside the rows, and in ``results`` where they are kept there."""
     dense = json.loads((folder / f"{DENSE}.json").read_text())
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
-    rows = [row for row in rows if row["tokens"] == settings["common"]["tokens"]]
+    rows = [row for row in rows if row["method"] in settings["methods"] and not stale(row, settings)]
     order = list(settings["methods"])
     groups: dict[tuple[float, int], list[dict[str, Any]]] = {}
     for row in rows:
@@ -227,18 +229,28 @@ def report(settings: dict[str, Any], folder: Path) -> None:
     text = (
         f"{dense['model']}; {settings['common']['tokens']} training tokens for every "
         f"method, at {settings['common']['batch_size']} windows of {settings['common']['sequence_length']} a step. "
-        f"Perplexity: {dense['conditions']}. "
+        f"Of the dense model, {'; '.join(f'{text}: {said}' for text, said in dense['conditions'].items())}. "
         f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
         "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
         f"turns{hurried}. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle "
         "core).\n\n"
     )
+    text += "".join(f"- {note}\n" for note in settings["notes"]) + "\n"
     text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
     text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
     if folder == ROWS:
         record.keep("lorashear_table", "LoRAShear and its rivals", text, lines)
     else:
         print(text)
+
+
+def stale(row: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a row was made by other settings than those of now; of the first rows the tokens alone are known."""
+    asked = settings["common"] | {
+        key: value[row["ratio"]] if isinstance(value, dict) else value
+        for key, value in settings["methods"][row["method"]].items()
+    }
+    return bool(row["tokens"] != asked["tokens"] or row.get("settings", asked) != asked)
 
 
 def _line(
@@ -253,30 +265,30 @@ def _line(
 
     chance = {name: dense["tasks"][name]["chance"] for name in settings["signal"]}
     scores = [mean([mean([float(v) for v in of]) for of in right(row).values()]) for row in same]
-    found = kept(right(dense), right(same[0]), chance)
+    found = [kept(right(dense), right(row), chance) for row in same]
+
+    def share(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> str:
+        low, high = (mean([interval[end] for interval in intervals]) for end in (0, 1))
+        return f"{mean(values):.1%} ({low:.0%} to {high:.0%})"
+
     line: dict[str, Any] = named | {
         "parameters": f"{same[0]['parameters']:,}", "without embeddings": f"{same[0]['without_embeddings']:,}",
         **{key: f"{mean([row['perplexity'][key] for row in same]):.2f}" for key in ("WikiText-2", "C4")},
-        "mean": f"{mean(scores):.3f}", "kept": _share(found.raw, found.raw_interval),
-        "above chance": _share(found.above_chance, found.above_chance_interval),
+        "mean": f"{mean(scores):.3f}", "kept": share([k.raw for k in found], [k.raw_interval for k in found]),
+        "above chance": share([k.above_chance for k in found], [k.above_chance_interval for k in found]),
         "seeds": len(same),
     }  # fmt: skip
     if "speed_up" in same[0]:
         line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
-        line |= {
-            "minutes": f"{mean([row['minutes'] for row in same]):.0f}",
-            "peak, MiB": same[0]["peak"] >> 20 if same[0]["peak"] else "",
-        }
+        minutes, peaks = ([row[what] for row in same if row[what]] for what in ("minutes", "peak"))
+        line |= {"minutes": f"{mean(minutes):.0f}" if minutes else ""}
+        line |= {"peak, MiB": max(peaks) >> 20 if peaks else ""}
     return line
 
 
 def _text(right: Sequence[bool] | None) -> str | None:
     """An item a sign, so that rows stay short."""
     return None if right is None else "".join(str(int(one)) for one in right)
-
-
-def _share(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.1%} ({interval[0]:.0%} to {interval[1]:.0%})"
 
 
 if __name__ == "__main__":
