@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,28 @@ def test_a_ratio_that_whole_layers_do_not_make_is_met_as_near_as_can_be_and_said
         code, said, noted = run(tmp_path / "model", "--ratio", asked * each / total, *ONCE, *how, "--json")
         assert code == 0 and len(json.loads(said)["dropped"]) == count
         assert f"{count} whole layers make {count * each / total:.1%}" in noted
+
+
+def test_models_without_text_have_layers_too(tmp_path: Path) -> None:
+    """A vision transformer: nothing to measure on, but layers to name, and deepest ones."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_labels": 3}
+    model = ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, image_size=8, patch_size=4))
+    folder = tmp_path / "vit"
+    model.save_pretrained(folder)
+    code, said, noted = run(folder)
+    assert code == 0 and "parameters" in said and "distance" not in said
+    assert "no distances, as the model has no tokenizer" in noted
+    data = json.loads(run(folder, "--drop", 1, "--deepest", "--json")[1])
+    (path,) = data["dropped"]
+    assert path.endswith(".1") and data["distances"] == {}
+    code, said, _ = run(folder, "--layer", path, "-o", tmp_path / "shorter", "--json")
+    assert code == 0 and json.loads(said)["achieved"] > 0
+    small = ViTForImageClassification.from_pretrained(tmp_path / "shorter")
+    assert small.config.num_hidden_layers == 2
+    code, _, noted = run(folder, "--drop", 1)
+    assert code != 0 and "no tokenizer" in noted and "--deepest" in noted
 
 
 def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def test_periods_and_warm_up_take_all_steps(steps: int, periods: int, warmup: fl
     assert 0 <= rest < max(round(warmup * steps), 0) + count or rest == round(warmup * steps)
 
 
+@pytest.mark.parametrize("saliency", ["loraprune", "lora_taylor"])
+def test_saliencies_of_training_are_refused_where_nothing_is_trained_before(
+    saliency: str, runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="none are trained before a cut at once(.|\n)*prune_share"):
+        runs(tmp_path / "run", saliency=saliency)
+
+
 def test_scores_that_are_all_equal_are_refused_before_anything_is_trained(runs: Runs, tmp_path: Path) -> None:
     def alike(self: Any, graph: Any, model: Any, *, groups: Any, **_: Any) -> dict[str, Tensor]:
         return {group.name: torch.ones(group.size) for group in groups}

@@ -155,6 +155,16 @@ def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_one_budget_for_depth_heads_and_all_widths(runs: Runs, tmp_path: Path) -> None:
+    kinds = ("ffn", "heads", "query_group", "hidden")
+    sheared = runs(tmp_path / "run", kinds=kinds, saliency="taylor", layers=1, ratio=0.4, tokens=0)
+    assert depth(sheared.model) == 3
+    cuts = sheared.record["prune"]["cuts"]
+    assert cuts["hidden"][0] > 0 and cuts["ffn"][0] > 0
+    assert sheared.record["cut"]["parameters"] == pytest.approx(0.6 * sheared.record["dense"]["parameters"], rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("asked", "match"),
     [

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,44 @@ def test_long_contexts_lose_their_beginning(llama: nn.Module) -> None:
         encode(byte_tokenizer(eos=False), "", "b", None)
 
 
+class Merging:
+    """Makes a token of every two equal letters."""
+
+    bos_token_id, eos_token_id = None, 9
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        found: list[int] = []
+        while text:
+            pair = len(text) > 1 and text[0] == text[1]
+            found.append((100 if pair else 0) + ord(text[0]))
+            text = text[1 + pair :]
+        return SimpleNamespace(input_ids=found)
+
+    def build_inputs_with_special_tokens(self, ids: list[int]) -> list[int]:
+        return ids
+
+
+@given(context=st.text("ab", max_size=6), continuation=st.text("ab", min_size=1, max_size=5))
+def test_a_token_across_the_border_is_the_continuations(context: str, continuation: str) -> None:
+    """All of the text is read, and all of the continuation is predicted, token by token of the whole."""
+    tokenizer: Any = Merging()
+    whole = tokenizer(context + continuation).input_ids
+    request = encode(tokenizer, context, continuation, None)
+    start = [] if len(request.predicted) < len(whole) else [9]
+    assert [*request.read, request.predicted[-1]] == [*start, *whole]
+    before = whole[: len(whole) - len(request.predicted)]
+    assert before == tokenizer(context).input_ids[: len(before)]
+    assert request.merged == (len(before) < len(tokenizer(context).input_ids))
+    assert len(request.predicted) <= len(tokenizer(continuation).input_ids) + request.merged
+
+
+def test_items_with_such_tokens_are_counted(llama: nn.Module) -> None:
+    said = [Answer(-2.0, False), Answer(-3.0, True, merged=True)]
+    result = result_of(Task("t", (read_one(CHOICES),) * 2, 2), [said, [Answer(-1.0, True)] * 2])
+    assert result.merged == 1 == result.to_record()["merged"]
+    assert "in 1 items a token across the border" in str(result)
+
+
 def test_accuracies_by_hand() -> None:
     """Scores -2 and -3: the first is likelier, per character (4 and 8 of them) the second."""
     task = Task("t", (read_one(CHOICES), read_one({**CHOICES, "gold": 0}), read_one(CHOICES)), 5)
@@ -150,6 +189,7 @@ def test_three_forms_of_items(tmp_path: Path) -> None:
         ('{"query": "a", "choices": ["b"], "gold": 0}', "two or more"),
         ('{"query": "a", "choices": ["b", "c"], "gold": 2}', "gold is 2"),
         ('{"query": "a", "choices": ["b", 3], "gold": 0}', "something else than text"),
+        ('{"query": " ", "choices": ["b", "c"], "gold": 0}', "query has an empty text"),
         ("{", "no JSON"),
         ("[1]", "no item of a task"),
         (f'{json.dumps(WORDS)}\n{json.dumps(CHOICES)}', "chosen, others guessed"),

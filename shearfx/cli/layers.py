@@ -76,6 +76,13 @@ def layers(
             raise PlanError(message(f"no layer can go whole: {reason}", where=model, todo="cut widths: shearfx prune"))
         measured = {}
         for path, of in found.lists().items():
+            reason = _unmeasured(loaded, of)
+            if reason and (text is not None or not (deepest or (drop is None and ratio is None))):
+                todo = "drop the --deepest ones, or name them: --layer"
+                raise PlanError(message(f"distances cannot be measured: {reason}", where=path, todo=todo))
+            if reason:
+                talk.note(f"{path}: no distances, as {reason}")
+                continue
             with talk.step(f"measuring distances in {path}") as progress:
                 measured[path] = _distances(loaded, of, content, samples, sequence_length, progress)
         amount = None if ratio is None else ratio * graph.total_params
@@ -93,7 +100,7 @@ def layers(
 
         def show(console: Console) -> None:
             for path, of in found.lists().items():
-                console.print(_table(path, of, measured[path], chosen))
+                console.print(_table(path, of, measured.get(path), chosen))
             for path, reason in found.refused.items():
                 console.print(f"{path} stays: {reason}", markup=False, soft_wrap=True)
             if "achieved" in data:
@@ -102,6 +109,15 @@ def layers(
                 )
 
         talk.result(data, show)
+
+
+def _unmeasured(loaded: LoadedModel, of: list[Layer]) -> str:
+    """Why the distances of a list of layers cannot be measured; empty where they can."""
+    from shearfx.depth import without_gaps
+
+    if loaded.tokenizer is None:
+        return "the model has no tokenizer, and they are measured on text"
+    return "" if without_gaps(of) else "some layers between these cannot go"
 
 
 def _distances(
@@ -125,16 +141,19 @@ def _chosen(
     amount: float | None,
     deepest: bool,
 ) -> list[str]:
-    from shearfx.depth import nearest_run
+    from shearfx.depth import deepest_run, nearest_run
 
     if drop is None and amount is None:
         return []
-    if len(measured) > 1:
-        what = f"there are {len(measured)} lists of layers: {', '.join(measured)}"
+    if len(lists) > 1:
+        what = f"there are {len(lists)} lists of layers: {', '.join(lists)}"
         raise PlanError(message(what, where="--drop, --ratio", todo="name layers one by one: --layer"))
-    ((path, one),) = measured.items()
-    pick = one.deepest if deepest else one.best
-    return pick(drop) if drop is not None else nearest_run(lists[path], amount or 0.0, pick)
+    ((path, of),) = lists.items()
+
+    def pick(count: int) -> list[str]:
+        return deepest_run([layer.path for layer in of], count) if deepest else measured[path].best(count)
+
+    return pick(drop) if drop is not None else nearest_run(of, amount or 0.0, pick)
 
 
 def _write(talk: Talk, loaded: LoadedModel, graph: Graph, chosen: list[str], out: Path) -> float:
@@ -148,14 +167,21 @@ def _write(talk: Talk, loaded: LoadedModel, graph: Graph, chosen: list[str], out
     return 1 - sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in loaded.module.parameters())
 
 
-def _table(path: str, of: list[Layer], measured: AngularDistances, chosen: list[str]) -> Table:
+def _table(path: str, of: list[Layer], measured: AngularDistances | None, chosen: list[str]) -> Table:
     table = Table(title=path, title_justify="left")
-    for name in ("layer", "parameters", "distance", "best run of as many layers"):
+    for name in ("layer", "parameters", *(("distance", "best run of as many layers") if measured else ())):
         table.add_column(name, justify="right")
     for n, one in enumerate(of, start=1):
-        run = measured.best(n) if n < len(of) else []
-        first, last = (of[measured.paths.index(end)].index for end in (run[0], run[-1])) if run else (0, 0)
-        shown = f"{n}: {first} to {last}, {min(measured.distances[n]):.3f}" if run else ""
         mark = " goes" if one.path in chosen else ""
-        table.add_row(f"{one.index}{mark}", f"{one.params:,}", f"{measured.distances[1][n - 1]:.3f}", shown)
+        shown = () if measured is None else (f"{measured.distances[1][n - 1]:.3f}", _run(of, measured, n))
+        table.add_row(f"{one.index}{mark}", f"{one.params:,}", *shown)
     return table
+
+
+def _run(of: list[Layer], measured: AngularDistances, count: int) -> str:
+    """The best run of so many layers; nothing where it would be all of them."""
+    if count == len(of):
+        return ""
+    run = measured.best(count)
+    first, last = (of[measured.paths.index(end)].index for end in (run[0], run[-1]))
+    return f"{count}: {first} to {last}, {min(measured.distances[count]):.3f}"

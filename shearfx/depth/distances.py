@@ -29,20 +29,36 @@ class AngularDistances:
 
     def best(self, count: int) -> list[str]:
         """The run of so many layers that turns the stream the least."""
-        found = self.distances[self._checked(count)]
+        found = self.distances[_checked(self.paths, count)]
         start = min(range(len(found)), key=found.__getitem__)
         return list(self.paths[start : start + count])
 
     def deepest(self, count: int) -> list[str]:
-        """The last layers but the very last: the simpler choice of the paper."""
-        end = len(self.paths) - 1
-        return list(self.paths[end - self._checked(count) : end])
+        """As :func:`deepest_run`."""
+        return deepest_run(self.paths, count)
 
-    def _checked(self, count: int) -> int:
-        if not 1 <= count < len(self.paths):
-            what = f"{count} layers cannot go in a run: there are {len(self.paths)}"
-            raise PlanError(message(what, where=self.paths[0].rpartition(".")[0], todo="drop at least one, keep one"))
-        return count
+
+def deepest_run(paths: Sequence[str], count: int) -> list[str]:
+    """The last layers but the very last: the simpler choice of the paper, which nothing is measured for.
+
+    Args:
+        paths: of the layers of one list, in order.
+        count: how many go.
+    """
+    end = len(paths) - 1
+    return list(paths[end - _checked(paths, count) : end])
+
+
+def _checked(paths: Sequence[str], count: int) -> int:
+    if not 1 <= count < len(paths):
+        what = f"{count} layers cannot go in a run: there are {len(paths)}"
+        raise PlanError(message(what, where=paths[0].rpartition(".")[0], todo="drop at least one, keep one"))
+    return count
+
+
+def without_gaps(layers: Sequence[Layer]) -> bool:
+    """Whether what leaves each layer enters the next."""
+    return all(after.index == before.index + 1 for before, after in itertools.pairwise(layers))
 
 
 def angular_distances(
@@ -68,7 +84,7 @@ def angular_distances(
     Source: Gromov et al. 2024, "The Unreasonable Ineffectiveness of the Deeper Layers" (arXiv 2403.17887), section 3.2,
     equation 7.
     """
-    if not layers or any(b.index != a.index + 1 for a, b in itertools.pairwise(layers)):
+    if not layers or not without_gaps(layers):
         raise PlanError(message("these are no layers one after the other", todo="pass those of one list"))
     sums: dict[int, Tensor] = {}
     samples = 0

@@ -18,8 +18,14 @@ from shearfx.pipeline.subject import Subject
 from shearfx.run_directory import KNOWLEDGE, MEASURED, RunDirectory
 from shearfx.saliency import Saliency, Scores, find
 from shearfx.saliency.learnt import reads_adapters
+from shearfx.saliency.loraprune import LoraPrune
 from shearfx.selection import Tied
 from shearfx.spending import Ranking
+
+
+def reads_training(saliency: Saliency) -> bool:
+    """Whether a saliency is made of what adapters hold, or of their gradients, in training."""
+    return saliency.name == LoraPrune.name or reads_adapters(saliency)
 
 
 class Scoring:
@@ -32,13 +38,17 @@ class Scoring:
         spare: bytes that training takes beside the weights, so that as much may be taken here too.
 
     Raises:
-        PlanError: scores are to be calibrated that are no losses.
+        PlanError: scores are to be calibrated that are no losses, or made of training that there is none of.
     """
 
     def __init__(self, subject: Subject, study: Study, folder: RunDirectory, spare: Callable[[], int]) -> None:
         self.subject, self.study, self.folder, self.spare = subject, study, folder, spare
         self.config, self.teller = study.config, study.teller
         self.proxy: Saliency = find(self.config.saliency if self.config.prune_share == 0 else "fisher")
+        if self.config.prune_share == 0 and reads_training(self.proxy):
+            what = f"{self.proxy.name} reads what adapters learn, and none are trained before a cut at once"
+            todo = "set prune_share, as of 0.5, or choose another saliency, such as fisher"
+            raise PlanError(message(what, where="saliency", todo=todo))
         if self.config.knowledge is not None and not folder.done("knowledge"):
             _ = self._knowledge  # a file that cannot be read is known before anything is done
         if self.config.calibrate != "none" and self.ranking != "loss":
@@ -83,7 +93,7 @@ class Scoring:
         config, proxy = self.config, find(self.config.saliency)
         begun = (self.folder.path / "state" / "prune").exists()
         own = not type(proxy).__module__.startswith("shearfx.")  # may need adapters, or steps: seen when it scores
-        if begun or own or config.saliency == "loraprune" or reads_adapters(proxy):
+        if begun or own or reads_training(proxy):
             return
         groups = list({g.name: g for one in tied for g in one.groups}.values())
         few = self.study.batches(min(config.batch_size, config.scoring_windows), config.seed + 2)

@@ -60,7 +60,7 @@ class AnswerFile:
         """Keep the answers to one item."""
         self._found[task, item] = list(answers)
         if self.path is not None:
-            line = {"task": task, "item": item, "answers": [[a.log_likelihood, a.greedy] for a in answers]}
+            line = {"task": task, "item": item, "answers": [[a.log_likelihood, a.greedy, a.merged] for a in answers]}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

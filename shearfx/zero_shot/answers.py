@@ -25,6 +25,8 @@ class Answer:
     """Natural logarithm, summed over the continuation's tokens."""
     greedy: bool
     """Whether it is what the model would have written."""
+    merged: bool = False
+    """Whether a token lies across the border of context and continuation: it counts as the continuation's."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Request:
     """What the model reads: all but the last token."""
     predicted: tuple[int, ...]
     """The continuation."""
+    merged: bool = False
+    """Whether the first of these tokens begins in the context."""
 
 
 def answers(
@@ -48,9 +52,11 @@ def answers(
     """Yield (number of the pair, answer) as they are found; long ones first.
 
     Context and continuation are tokenised together and split where the context ends, as lm-evaluation-harness does;
-    blanks at the end of a context count as the continuation's. Where the tokenizer puts a beginning-of-sequence token
-    before text, it stands there; an empty context is that token, or the end-of-sequence one. Log-probabilities are
-    taken in float32 and summed in float64. Texts that begin alike as far as one of them is read are read once.
+    blanks at the end of a context count as the continuation's. A token that lies across that border is the
+    continuation's too (the harness would score a text with this token left out, or said twice). Where the tokenizer
+    puts a beginning-of-sequence token before text, it stands there; an empty context is that token, or the
+    end-of-sequence one. Log-probabilities are taken in float32 and summed in float64. Texts that begin alike as far as
+    one of them is read are read once.
 
     Args:
         model: a causal language model.
@@ -92,12 +98,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    start = bos_of(tokenizer)
-    if given:
-        before = ids(given)
-        after = ids(given + continuation)[len(before) :] or ids(continuation)
-    else:
-        before, after = [], ids(continuation)
+    alone, joined, start = ids(given) if given else [], ids(given + continuation), bos_of(tokenizer)
+    pairs = zip(alone, joined, strict=False)
+    common = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(alone), len(joined)))
+    before, after = joined[:common], joined[common:]
+    if not before:
         start = start or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(i, int)][:1]
     whole = start + before + after
     if not after or len(after) == len(whole):
@@ -107,7 +112,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, 
         what = f"a continuation has {len(after)} tokens, the model {limit} positions"
         raise DataError(message(what, where=repr(continuation[:60]), todo="leave the item out"))
     read = whole[:-1] if limit is None else whole[-limit - 1 : -1]
-    return Request(tuple(read), tuple(after))
+    return Request(tuple(read), tuple(after), common < len(alone))
 
 
 Unit = tuple[tuple[int, ...], list[int]]
@@ -155,4 +160,4 @@ def _answered(model: nn.Module, batch: Sequence[Unit], requests: Sequence[Reques
             if likelihood != likelihood or likelihood == float("inf"):
                 what, todo = "the model's logits are not finite", "check its weights, or use float32"
                 raise ShearError(message(what, where=type(model).__name__, todo=todo))
-            yield i, Answer(likelihood, bool((scores.argmax(-1) == target).all()))
+            yield i, Answer(likelihood, bool((scores.argmax(-1) == target).all()), request.merged)

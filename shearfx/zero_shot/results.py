@@ -39,6 +39,8 @@ class TaskResult:
     """Item by item, what ``acc`` is the mean of."""
     right_norm: tuple[bool, ...] | None
     """Item by item, what ``acc_norm`` is the mean of."""
+    merged: int = 0
+    """Items in which a token lies across the border of context and continuation."""
 
     def to_record(self) -> dict[str, Any]:
         """As JSON, without the single items."""
@@ -51,6 +53,10 @@ class TaskResult:
             parts.append(f"acc_norm {self.acc_norm:.3f} ±{self.acc_norm_stderr:.3f}")
         if self.perplexity is not None:
             parts.append(f"perplexity {self.perplexity:.1f}")
+        if self.merged:
+            parts.append(
+                f"in {self.merged} items a token across the border of context and answer counts as the answer's"
+            )
         of = f"{self.items} items" if self.items == self.available else f"first {self.items} of {self.available} items"
         return f"{self.name}: {', '.join(parts)} ({of}, chance {self.chance:.3f})"
 
@@ -96,14 +102,15 @@ def zero_shot(
 def result_of(task: Task, found: Sequence[Sequence[Answer]]) -> TaskResult:
     """What answers to all choices of all items come to."""
     of = (task.name, len(task.items), task.available, task.chance)
+    merged = sum(any(answer.merged for answer in answers) for answers in found)
     if task.guessed:
         right = tuple(answer.greedy for (answer,) in found)
         loss = -statistics.fmean(answer.log_likelihood for (answer,) in found)
-        return TaskResult(*of, *_mean(right), None, None, math.exp(min(loss, 700.0)), right, None)
+        return TaskResult(*of, *_mean(right), None, None, math.exp(min(loss, 700.0)), right, None, merged)
     asked = list(zip(task.items, found, strict=True))
     right = tuple(_best(item, answers, per_character=False) == item.gold for item, answers in asked)
     norm = tuple(_best(item, answers, per_character=True) == item.gold for item, answers in asked)
-    return TaskResult(*of, *_mean(right), *_mean(norm), None, right, norm)
+    return TaskResult(*of, *_mean(right), *_mean(norm), None, right, norm, merged)
 
 
 def _best(item: Item, found: Sequence[Answer], *, per_character: bool) -> int:

@@ -158,6 +158,8 @@ def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
 
 
 def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise DataError(message(f"{field} has something else than text in it", where=where, todo="make it a string"))
+    if not value.strip():
+        raise DataError(message(f"{field} has an empty text in it", where=where, todo="fill it in, or leave it out"))
     return value
