@@ -83,7 +83,7 @@ def test_periods_and_warm_up_take_all_steps(steps: int, periods: int, warmup: fl
 def test_saliencies_of_training_are_refused_where_nothing_is_trained_before(
     saliency: str, runs: Runs, tmp_path: Path
 ) -> None:
-    with pytest.raises(PlanError, match="none are trained before a cut at once(.|\n)*prune_share"):
+    with pytest.raises(PlanError, match=r"none are trained before a cut at once(.|\n)*prune_share"):
         runs(tmp_path / "run", saliency=saliency)
 
 
