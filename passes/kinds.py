@@ -30,8 +30,6 @@ def _kind(roles: set[str]) -> str:
         return "head_dim"
     if "value_dim" in roles:
         return "value_dim"
-    if "expert" in roles:
-        return "experts"
     if "normalised" in roles:
         return "hidden"
     if "channels" in roles:

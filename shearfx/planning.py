@@ -67,8 +67,8 @@ def plan(
             none), so that a plain configuration describes the result.
         form: ``"module"`` admits only what the model's own class can express, ``"fx"`` everything.
         round_to: dims of parameters that change become multiples of this, or of what suits their size ("auto":
-            powers of two up to 64, see :func:`shearfx.multiples.aligned`); what cannot be stays whole. Widths
-            of experts that are multiplied in one product become multiples of 8 at least, as its kernels want them.
+            powers of two up to 64, see :func:`shearfx.multiples.aligned`); what cannot be stays whole.
+            Widths of experts that run as one product become multiples of 8 at least, as its kernels want them.
         allow: certificates to admit beside exact and compensated: ``("approximate",)``.
         unit: what ``ratio`` counts, ``"params"``, ``"flops"`` (those of contractions, at the example's sizes), or time
             on this machine: what :func:`shearfx.measure_time` found.
