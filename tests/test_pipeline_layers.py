@@ -145,6 +145,26 @@ def test_auto_takes_the_split_that_loses_least(runs: Runs, tmp_path: Path, monke
     assert depth(sheared.model) == 4
 
 
+def test_where_the_class_cannot_be_shortened_auto_cuts_widths_alone(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise PlanError("no configuration states the model without these layers")
+
+    def chosen(self: shortening_module.Shortening, layers: Any) -> Damages:
+        return Damages(("model.layers.1",), (1.0, 1.1), (100,))
+
+    monkeypatch.setattr(shortening_module, "write_shorter", refused)
+    monkeypatch.setattr(shortening_module.Shortening, "_chosen", chosen)
+    teller = Telling()
+    sheared = runs(tmp_path / "run", layers="auto", ratio=0.3, tokens=0, teller=teller)
+    assert depth(sheared.model) == 4 and sheared.record["layers"]["paths"] == []
+    assert sheared.plan.achieved == pytest.approx(0.3, abs=0.01)
+    assert any("no layers go: no configuration" in note for note in teller.told)
+    with pytest.raises(PlanError, match="no configuration"):
+        runs(tmp_path / "asked", layers=1, ratio=0.3, tokens=0)
+
+
 @pytest.mark.slow
 def test_auto_measures_what_widths_lose(runs: Runs, tmp_path: Path) -> None:
     sheared = runs(tmp_path / "run", layers="auto", ratio=0.3)

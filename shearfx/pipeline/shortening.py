@@ -13,7 +13,7 @@ from torch import nn
 
 from shearfx.checkpoints import load
 from shearfx.depth import Damages, Layer, find_layers, least_damage, renamed, write_shorter
-from shearfx.errors import PlanError, message
+from shearfx.errors import PlanError, ShearError, message
 from shearfx.models import LoadedModel
 from shearfx.pipeline.pruning import Pruning
 from shearfx.pipeline.scoring_data import call_loss
@@ -78,18 +78,31 @@ class Shortening:
         shown = ", ".join(f"{path} (+{after - found.losses[0]:.3f})" for path, after in
                           zip(paths, found.losses[1:], strict=True))  # fmt: skip
         self.teller.note(f"layers that go: {shown or 'none'}; {gone / self.full.count.total:.2%} of the parameters")
-        names: dict[str, str] = {}
-        if paths:
-            self.full.held.drop_work()
-            names = renamed(self.full.held.original, find_layers(self.full.graph).only(paths))
-            with self.teller.step("dropping layers, and checking that nothing else changed"):
-                write_shorter(
-                    self.full.held.original, self.full.graph, paths, self.place, args=loaded.args,
-                    kwargs=loaded.kwargs, tokenizer=self.study.tokenizer, overwrite=True,
-                )  # fmt: skip
+        names = self._write(loaded, paths) if paths else {}
+        if paths and not names:  # widths alone, then
+            paths, gone, found = [], 0, Damages((), found.losses[:1], ())
         left = [names[name] for name in self._excluded() if name in names]
         record = {"paths": paths, "losses": list(found.losses), "parameters": gone, "exclude": left}
         self.folder.finish("layers", record)
+
+    def _write(self, loaded: LoadedModel, paths: list[str]) -> dict[str, str]:
+        """Write the shorter model; returns the names of what is left, before and after. Nothing where its class cannot
+        be built without these layers, and they were not asked for by number."""
+        full = self.full
+        full.held.drop_work()
+        names = renamed(full.held.original, find_layers(full.graph).only(paths))
+        try:
+            with self.teller.step("dropping layers, and checking that nothing else changed"):
+                write_shorter(
+                    full.held.original, full.graph, paths, self.place, args=loaded.args, kwargs=loaded.kwargs,
+                    tokenizer=self.study.tokenizer, overwrite=True,
+                )  # fmt: skip
+        except ShearError as error:
+            if self.config.layers != "auto":
+                raise
+            self.teller.note(f"no layers go: {str(error).splitlines()[0]}")
+            return {}
+        return names
 
     def _excluded(self, inside: str = "") -> list[str]:
         """Names of parameters that the configuration excludes, those that begin so."""
