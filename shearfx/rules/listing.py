@@ -26,7 +26,7 @@ def operators() -> dict[str, list[str]]:
         module = rule.function.__module__
         if module.startswith("shearfx.rules."):
             family = module.rpartition(".")[2]
-            name = str(target).removeprefix("aten.").partition(".")[0].lstrip("_")
+            name = target._schema.name.removeprefix("aten::").lstrip("_").replace("::", ".")
             found.setdefault(PATTERNS if family in NOTATION else family, set()).add(name)
     return {family: sorted(names) for family, names in sorted(found.items())}
 

@@ -21,8 +21,9 @@ def _samples() -> Iterable[tuple[Any, ...]]:
 @rule(PRODUCT, samples=_samples)
 def routed_product(site: Site) -> Dims:
     """``s i, e i o -> s o``, where ``offs`` says up to which row each expert reads: rows and experts stay."""
-    rows, experts, _ = site.tensors()
-    (s, i), (e, k, o) = site.dims(rows), site.dims(experts)
+    rows, experts, offsets = site.tensors()
+    (s, i), (e, k, o), (ends,) = site.dims(rows), site.dims(experts), site.dims(offsets)
+    site.equate(e, ends)
     site.pin([s, e], "which expert reads which row depends on where both stand")
     site.equate(i, k)
     site.operands(rows, experts, transfer=multiply)
