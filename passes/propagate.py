@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from shearfx.dims import Atom, Dim
-from shearfx.errors import SoundnessError, message
+from shearfx.errors import PlanError, SoundnessError, message
 from shearfx.graph import Graph, new_size, source_of
 
 
@@ -28,6 +28,7 @@ def check_shapes(
 
     Raises:
         SoundnessError: a node has another shape than its dims, or the graph does not run.
+        PlanError: the same where a group lost all of its structures: not every operator takes what is empty.
     """
     origin = {new.name: old for old, new in copies.items() if isinstance(new, fx.Node)}
     hints = _hints(graph)
@@ -38,7 +39,15 @@ def check_shapes(
             expected[name] = tuple(_number(new_size(graph.solver.resolve(d), sizes), hints) for d in dims)
     inputs = [_meta(node.meta["val"], hints) for node in graph.traced.inputs.values()]
     dtypes = {alias: tensor.dtype for tensor in graph.traced.tensors.values() for alias in tensor.aliases}
-    _Propagation(module, expected, origin, dtypes).run(*inputs)
+    emptied = [atom for atom, size in sizes.items() if size == 0]
+    try:
+        _Propagation(module, expected, origin, dtypes).run(*inputs)
+    except (SoundnessError, RuntimeError, ValueError, IndexError) as error:
+        if not emptied:
+            raise
+        names = ", ".join(group.name for group in graph.groups if group.atom in emptied)
+        what = f"an operator does not take what is left where all of {names} is gone: {str(error).splitlines()[0]}"
+        raise PlanError(message(what, where="construction", todo="keep at least one structure of each")) from error
 
 
 class _Propagation(fx.Interpreter):
@@ -79,12 +88,28 @@ class _Propagation(fx.Interpreter):
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("meta")}
         args = pytree.tree_map(lambda a: torch.device("meta") if isinstance(a, torch.device) else a, args)
-        return super().call_function(target, args, kwargs)
+        tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        if all(a.numel() for a in tensors):
+            return super().call_function(target, args, kwargs)
+        # Of what is empty, kernels take less than the meta device does, and it costs nothing to ask them.
+        args, kwargs = _moved((args, kwargs), "cpu")
+        return _moved(super().call_function(target, args, kwargs), "meta")
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
         assert isinstance(module, nn.Module)
         return module(*args, **kwargs)
+
+
+def _moved(values: Any, device: str) -> Any:
+    """Tensors and names of devices, here or on the meta device; all numbers are zero."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device(device)
+        return torch.zeros_like(value, device=device) if isinstance(value, torch.Tensor) else value
+
+    return pytree.tree_map(move, values)
 
 
 def _hints(graph: Graph) -> dict[Any, int]:

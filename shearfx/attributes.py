@@ -134,7 +134,8 @@ class _Search:
         self.variables = variables(graph, model, left, sizes)
         self.table: dict[Any, int] = {}
         self.expected, self.module = of_plan(graph, masks, plan.shapes_after(), memory.sizes, self.table)
-        self.kinds = frozenset(cut.kind for cut in plan.cuts)
+        # What is emptied goes by its name: in another layer it may be another matter.
+        self.kinds = frozenset(cut.kind if cut.kept else cut.name for cut in plan.cuts)
         self.tried: dict[frozenset[tuple[Variable, int]], Failure | None] = {}
         self.best: tuple[Failure, Assignment] | None = None
         """The failure that came farthest: it says what really stands against the cut."""

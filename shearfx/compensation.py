@@ -176,6 +176,7 @@ def solved(
     if not moments.kept:
         todo = "leave out compensation"
         raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
+    moments.sites = [site for site in moments.sites if len(moments.kept[site.path])]  # else there is nothing to fit
     parts = moments.parts(memory)
     batches = list(batches) if len(parts) > 1 else batches
     found: dict[str, tuple[Tensor, Tensor]] = {}

@@ -43,8 +43,12 @@ class ShearConfig:
     layers: LayerCount = 0
     """Layers that go whole before anything is cut, those that are missed the least; their parameters count towards the
     ratio. "auto": as many as lose less than widths would."""
+    branches: LayerCount = 0
+    """Branches of layers that go whole before widths are cut, those that are missed the least: attentions lose all of
+    their heads, feed-forward parts all of their width. "auto": as many as lose less than widths would. Where structures
+    go at once."""
     floor: float = 0.1
-    """Share of every group that stays at least."""
+    """Share of every other group that stays at least."""
     round_to: RoundTo = "auto"
     """Dims of parameters that change become multiples of this, so that kernels are fast on them. "auto": of what suits
     their size, powers of two up to 64 in steps of a 32nd or a structure; 1 for any."""

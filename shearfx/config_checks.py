@@ -59,6 +59,8 @@ def _check_numbers(config: ShearConfig) -> None:
         raise bad_value("round_to", config.round_to, 'a whole number of at least 1, or "auto"')
     if config.layers != "auto" and config.layers < 0:
         raise bad_value("layers", config.layers, 'a number of layers, or "auto"')
+    if config.branches != "auto" and config.branches < 0:
+        raise bad_value("branches", config.branches, 'a number of branches, or "auto"')
     if isinstance(config.gamma, float) and not 0 <= config.gamma < 1:
         raise bad_value("gamma", config.gamma, 'a share below 1, "auto" or null')
     if not all(0 < ratio < 1 for ratio in config.knowledge_ratios) or not config.knowledge_ratios:
@@ -82,6 +84,12 @@ def _check_what_goes(config: ShearConfig) -> None:
     if config.calibrate != "none" and config.knowledge is not None:
         what = f"calibrate: {config.calibrate} lays what is measured beside this run's own scores"
         raise PlanError(message(what, where="knowledge", todo="set knowledge: null, or calibrate: none"))
+    if config.branches != 0 and config.scope == "uniform":
+        what = f"branches: {config.branches} makes layers differ, and scope: uniform cuts all layers alike"
+        raise PlanError(message(what, where="branches", todo="set branches: 0, or scope: global"))
+    if config.branches != 0 and config.prune_share > 0:
+        what = f"branches: {config.branches} go at once, and prune_share: {config.prune_share:g} lets structures fade"
+        raise PlanError(message(what, where="branches", todo="set branches: 0, or prune_share: 0"))
     if config.calibrate != "none" and config.prune_share > 0:
         what = f"calibrate: {config.calibrate} is for structures that go at once"
         raise PlanError(message(what, where="calibrate", todo="set prune_share: 0, or calibrate: none"))

@@ -93,7 +93,7 @@ def from_ranges(text: str, size: int) -> tuple[int, ...]:
         ValueError: the text is no list of ranges, or leaves the bounds.
     """
     result: list[int] = []
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         low, _, high = part.partition("-")
         first, last = int(low), int(high or low)
         if not (result[-1] if result else -1) < first <= last < size:

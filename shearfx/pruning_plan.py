@@ -251,7 +251,7 @@ def of_cuts(graph: Graph, kept: Mapping[str, Iterable[int]], **details: Any) -> 
         details: further fields of the plan (``attributes``, ``asked``, ``options``, ...).
 
     Raises:
-        PlanError: no such group, or a group would lose all its structures.
+        PlanError: no such group, or one that is not exact would lose all its structures.
     """
     import shearfx
 
@@ -262,8 +262,11 @@ def of_cuts(graph: Graph, kept: Mapping[str, Iterable[int]], **details: Any) -> 
         if name not in groups:
             raise PlanError(message(f"the graph has no group {name!r}", todo="see graph.groups for their names"))
         group, stay = groups[name], tuple(sorted({int(i) for i in indices}))
-        if not stay or stay[0] < 0 or stay[-1] >= group.size:
+        if stay and (stay[0] < 0 or stay[-1] >= group.size):
             raise PlanError(message(f"group {name}: kept structures must be some of 0..{group.size - 1}, not {stay}"))
+        if not stay and group.certificate != "exact":
+            what = f"group {name} is {group.certificate}: only exact groups can lose all of their structures"
+            raise PlanError(message(what, todo="keep at least one"))
         if len(stay) < group.size:
             atoms[group.atom] = len(cuts)
             cuts.append(Cut(name, group.kind, group.size, group.certificate, stay))

@@ -14,7 +14,7 @@ from shearfx.capture import CaptureError, capture
 from shearfx.errors import ShearError
 from shearfx.graph import Graph
 from shearfx.passes import ANALYSIS, run
-from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.pruning_plan import Cut, PruningPlan, of_cuts
 
 _LEAST = 2
 """Layers that stay at least: one to cut and one beside it."""
@@ -90,12 +90,25 @@ def any_layer(path: str) -> str:
 
 
 def representative(plan: PruningPlan, graph: Graph) -> PruningPlan:
-    """A plan for the shallow model that cuts of every group what the given plan cuts of it, or of its like."""
+    """A plan for the shallow model that cuts of every group what the given plan cuts of it, or of its like.
+
+    What loses all of its structures somewhere loses them once here, in the last layer of its kind: which layer that is
+    matters (a cache may count by the first).
+    """
     exact = {cut.name: cut for cut in plan.cuts}
-    likes = {(alike(cut.name), cut.size): cut for cut in reversed(plan.cuts)}
-    kept = {}
+    likes: dict[tuple[str, int], Cut] = {}
+    emptied: dict[tuple[str, int], Cut] = {}
+    for cut in reversed(plan.cuts):
+        (likes if cut.kept else emptied)[alike(cut.name), cut.size] = cut
+    kept: dict[str, tuple[int, ...]] = {}
+    last: dict[tuple[str, int], str] = {}
     for group in graph.groups:
-        cut = exact.get(group.name) or likes.get((alike(group.name), group.size))
-        if cut is not None:
-            kept[group.name] = cut.kept
-    return of_cuts(graph, kept)
+        kind = alike(group.name), group.size
+        found = exact.get(group.name) or likes.get(kind)
+        if found is not None:
+            kept[group.name] = found.kept
+        if kind in emptied:
+            last[kind] = group.name
+            if found is not None and not found.kept:
+                del emptied[kind]
+    return of_cuts(graph, kept | {name: () for kind, name in last.items() if kind in emptied})

@@ -21,7 +21,7 @@ from shearfx.errors import PlanError
 from shearfx.pipeline import Silent
 from shearfx.pipeline import shortening as shortening_module
 from shearfx.pipeline.scoring_data import call_loss
-from shearfx.pipeline.shortening import best_split
+from shearfx.pipeline.splitting import best_split
 from shearfx.pipeline.stages import recover_model
 from tests.tiny_runs import Runs, Telling, options, tiny_llama, write_model, write_text
 from tests.tiny_tokenizers import byte_tokenizer
@@ -136,10 +136,10 @@ def test_layers_and_fading_widths(runs: Runs, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_auto_takes_the_split_that_loses_least(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where widths lose more than any layer, layers go; where they lose less, none does."""
-    monkeypatch.setattr(shortening_module.Shortening, "_widths", lambda self, loss: lambda share: 99 * share)
+    monkeypatch.setattr(shortening_module, "widths_lose", lambda *_: lambda share: 99 * share)
     sheared = runs(tmp_path / "layers", layers="auto", ratio=0.3)
     assert len(sheared.record["layers"]["paths"]) == 1  # a second one would not fit into the ratio
-    monkeypatch.setattr(shortening_module.Shortening, "_widths", lambda self, loss: lambda share: -99 * share)
+    monkeypatch.setattr(shortening_module, "widths_lose", lambda *_: lambda share: -99 * share)
     sheared = runs(tmp_path / "widths", layers="auto", ratio=0.2)
     assert sheared.record["layers"]["paths"] == []
     assert depth(sheared.model) == 4

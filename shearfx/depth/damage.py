@@ -1,8 +1,8 @@
-"""What is lost without layers, measured: one goes after the other, each time the one that is missed the least."""
+"""What is lost without parts, measured: one goes after the other, each time the one that is missed the least."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,12 +12,12 @@ from shearfx.depth.skipping import skipping
 from shearfx.errors import PlanError, message
 
 CANDIDATES = 8
-"""Layers that are tried again once one is gone: those that were missed the least alone."""
+"""What is tried again once something is gone: what was missed the least alone."""
 
 
 @dataclass(frozen=True)
 class Damages:
-    """Layers in the order in which they go, and the loss without the first ``n`` of them."""
+    """What goes, in this order, and the loss without the first ``n`` of them."""
 
     paths: tuple[str, ...]
     losses: tuple[float, ...]
@@ -36,9 +36,6 @@ def least_damage(
 ) -> Damages:
     """Greedily, the layers whose absence costs the least.
 
-    Every layer is tried alone; from then on only the candidates that were missed the least, together with those that
-    are gone already. Costs ``layers + CANDIDATES`` losses a layer after the first.
-
     Args:
         model: the live model; left as it was.
         layers: those that may go, of one list or of several; of each list one stays.
@@ -51,13 +48,47 @@ def least_damage(
     """
     if not layers:
         raise PlanError(message("no layer can go whole", where="layers", todo="set layers: 0"))
-    by_path = {layer.path: layer for layer in layers}
-    done, wanted = 0, 1 + len(layers)
+    lists = {layer.path: layer.list_path for layer in layers}
+
+    def without(paths: Sequence[str]) -> float:
+        with skipping(model, paths):
+            return loss()
+
+    return least_missed(
+        {layer.path: layer.params for layer in layers}, without, until=until, progress=progress,
+        free=lambda path, gone: not _last(model, lists[path], gone),
+    )  # fmt: skip
+
+
+def least_missed(
+    params: Mapping[str, int],
+    without: Callable[[Sequence[str]], float],
+    *,
+    until: Callable[[Damages], bool],
+    free: Callable[[str, Sequence[str]], bool] = lambda path, gone: True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Damages:
+    """Greedily, what is missed the least.
+
+    Each is tried alone; from then on only the candidates that were missed the least, together with those that are gone
+    already. Costs ``len(params) + CANDIDATES`` losses for each that goes after the first.
+
+    Args:
+        params: what may go, and the parameters that go with it.
+        without: the loss without some.
+        until: told what went so far; true where that is enough.
+        free: whether one may still go, once others are gone.
+        progress: told the losses that are worked out, and those that are known to be needed.
+
+    >>> worth = {"a": 3.0, "b": 1.0, "c": 2.0}
+    >>> least_missed(dict.fromkeys(worth, 1), lambda gone: sum(map(worth.get, gone)), until=lambda f: len(f.paths) == 2)
+    Damages(paths=('b', 'c'), losses=(0, 1.0, 3.0), params=(1, 1))
+    """
+    done, wanted = 0, 1 + len(params)
 
     def tried(paths: Sequence[str]) -> float:
         nonlocal done
-        with skipping(model, paths):
-            found = loss()
+        found = without(paths)
         done += 1
         if progress is not None:
             progress(done, wanted)
@@ -65,17 +96,16 @@ def least_damage(
 
     gone: list[str] = []
     losses = [tried(())]
-    alone = {path: tried([path]) for path in by_path}
+    alone = {path: tried([path]) for path in params}
     order = sorted(alone, key=lambda path: alone[path])
-    while not until(found := Damages(tuple(gone), tuple(losses), tuple(by_path[p].params for p in gone))):
-        left = [path for path in order if path not in gone]
-        free = [path for path in left if not _last(model, by_path[path].list_path, gone)][:CANDIDATES]
-        if not free:
+    while not until(found := Damages(tuple(gone), tuple(losses), tuple(params[p] for p in gone))):
+        left = [path for path in order if path not in gone and free(path, gone)][:CANDIDATES]
+        if not left:
             break
         if gone:
-            wanted += len(free)
-        costs = {path: tried([*gone, path]) for path in free} if gone else alone
-        best = min(free, key=lambda path: costs[path])
+            wanted += len(left)
+        costs = {path: tried([*gone, path]) for path in left} if gone else alone
+        best = min(left, key=lambda path: costs[path])
         gone.append(best)
         losses.append(costs[best])
     return found

@@ -66,8 +66,9 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
         what = f"a {type(model).__name__} cannot recompute its activations"
         raise PlanError(message(what, where="gradient_checkpointing", todo="set it to false"))
     targets = "all-linear" if config.targets == ("all-linear",) else list(config.targets)
+    empty = [path for path, module in model.named_modules() if _weightless(module)]  # there is nothing to learn
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                          target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
+                          target_modules=targets, exclude_modules=empty or None, task_type="CAUSAL_LM")  # fmt: skip
     torch.manual_seed(config.seed)
     try:
         with _renamed():
@@ -81,6 +82,11 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
         with _renamed():
             wrapped.gradient_checkpointing_enable()
     return wrapped
+
+
+def _weightless(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and not weight.numel()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.choosing import Chooser, Redundant
 from shearfx.optim.options import check_scores
 from shearfx.pipeline.account import account_of
+from shearfx.pipeline.emptying import Emptying
 from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.scoring import Scoring
 from shearfx.pipeline.study import Study
@@ -62,6 +63,7 @@ class Pruning:
         self.config, self.teller = study.config, study.teller
         self._faded: Faded | None = None
         self.scoring = Scoring(subject, study, folder, spare)
+        self._emptying = Emptying(subject, study, folder, self.lost_by_share)
 
     def plan(self, steps: int) -> PruningPlan:
         """The plan, made or read.
@@ -126,11 +128,12 @@ class Pruning:
         """Without training: in one cut, or in several, each scored and fitted on what the one before left."""
         config, subject, scoring = self.config, self.subject, self.scoring
         chooser, work = subject.chooser(tied), subject.held.work
+        emptied = self._emptying.gone(tied)
         with Refitting(subject.graph, work, chooser.groups) as refitting:
-            done, gone, plan = self._cut_before(refitting)
+            done, gone, plan = self._cut_before(refitting, emptied)
             for cut in range(done + 1, config.cuts + 1):
                 of = f" ({cut} of {config.cuts})" if config.cuts > 1 else ""
-                scores = scoring.after(cut, chooser.groups, of)
+                scores = scoring.after(cut, chooser.groups, of, whole=not emptied)
                 check_scores(scores, gone)
                 before = gone
                 gone, saved = chooser.choose(subject.amount * cut / config.cuts, scores, scoring.ranking, before)
@@ -174,10 +177,15 @@ class Pruning:
             with self.teller.step(f"refitting what reads them by least squares{of}"):
                 refitting.apply(plan, self.scoring.fitting, _call, memory=self.spare() // 2)
 
-    def _cut_before(self, refitting: Refitting) -> tuple[int, Redundant, PruningPlan]:
-        """Where a run that was stopped among its cuts goes on: how many are done, and what is gone."""
+    def _cut_before(self, refitting: Refitting, emptied: Redundant) -> tuple[int, Redundant, PruningPlan]:
+        """Where a run that was stopped among its cuts goes on: how many are done, and what is gone. Before the first
+        one that is what was emptied."""
         if not self._cuts.exists():
-            return 0, {}, self.plan_of({})
+            plan = self.plan_of(emptied)
+            if emptied:
+                self.scoring.prepare()
+                self._shut(refitting, plan, " (branches)")
+            return 0, emptied, plan
         self.scoring.prepare()
         state = read_state(self._cuts)
         gone = {name: list(indices) for name, indices in state["gone"].items()}

@@ -65,15 +65,16 @@ class Scoring:
         """Of all that may be cut, while the model is whole."""
         return self._calibrated(self._raw)
 
-    def after(self, cut: int, groups: Sequence[Group], of: str) -> dict[str, Tensor]:
+    def after(self, cut: int, groups: Sequence[Group], of: str, whole: bool = True) -> dict[str, Tensor]:
         """As the cuts before left the model.
 
         Args:
             cut: its number, from 1; each looks at other windows.
             groups: to score.
             of: which cut this is, to be told.
+            whole: whether nothing is gone before the first cut.
         """
-        return self.whole if cut == 1 else self._calibrated(self._score(groups, cut, of))
+        return self.whole if cut == 1 and whole else self._calibrated(self._score(groups, cut, of))
 
     def prepare(self) -> None:
         """Find out now what has to be found out on the whole model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,3 +77,9 @@ def call_loss(model: nn.Module, batch: Any) -> Tensor:
     """Of token ids ``[batch, tokens]``, or these with labels: as in training, which copies no logits to float32."""
     given = {"input_ids": batch, "labels": batch} if isinstance(batch, Tensor) else batch
     return causal_loss(model, given, None, 0.0)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Over windows of batches of different sizes."""
+    return sum(float(call_loss(model, ids)) * len(ids) for ids in batches) / sum(map(len, batches))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import nn
 
 from shearfx.checkpoints import load
@@ -16,15 +14,13 @@ from shearfx.depth import Damages, Layer, find_layers, least_damage, renamed, wr
 from shearfx.errors import PlanError, ShearError, message
 from shearfx.models import LoadedModel
 from shearfx.pipeline.pruning import Pruning
-from shearfx.pipeline.scoring_data import call_loss
+from shearfx.pipeline.scoring_data import mean_loss
+from shearfx.pipeline.splitting import best_split, widths_lose
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Shortened, Subject
 from shearfx.run_directory import RunDirectory
 from shearfx.running_time import amount_text
 from shearfx.selection import check_patterns, matches
-
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of the budget, at which the loss without widths is measured."""
 
 
 class Shortening:
@@ -75,7 +71,7 @@ class Shortening:
         layers = self._free()
         found = self._chosen(layers)
         paths, gone = list(found.paths), sum(found.params)
-        shown = ", ".join(f"{path} (+{after - found.losses[0]:.3f})" for path, after in
+        shown = ", ".join(f"{path} ({after - found.losses[0]:+.3f})" for path, after in
                           zip(paths, found.losses[1:], strict=True))  # fmt: skip
         self.teller.note(f"layers that go: {shown or 'none'}; {gone / self.full.count.total:.2%} of the parameters")
         names = self._write(loaded, paths) if paths else {}
@@ -141,16 +137,14 @@ class Shortening:
         batches = self.study.batches(config.knowledge_windows, config.seed + 1)
 
         def loss() -> float:
-            with torch.no_grad():
-                return sum(float(call_loss(work, ids)) * len(ids) for ids in batches) / sum(map(len, batches))
+            return mean_loss(work, batches)
 
         if config.layers != "auto":
             with self.teller.step("measuring what is lost without layers") as progress:
                 return least_damage(
                     work, layers, loss, until=lambda found: len(found.paths) == config.layers, progress=progress
                 )
-        widths = self._widths(loss)
-
+        widths = widths_lose(self.full, self.pruning.lost_by_share, loss)
         prices = {layer.path: self.full.price(layer) for layer in layers}
 
         def enough(found: Damages) -> bool:
@@ -163,50 +157,3 @@ class Shortening:
         with self.teller.step("measuring what is lost without layers") as progress:
             found = least_damage(work, layers, loss, until=enough, progress=progress)
         return best_split(found, [prices[path] for path in found.paths], widths, amount)
-
-    def _widths(self, loss: Callable[[], float]) -> Callable[[float], float]:
-        """The loss without the widths that save a share of the budget, between measured shares on a line."""
-        most = self.full.chooser(self.full.tied).most_possible()
-        reach = min(1.0, most / self.full.amount)
-        shares = [share * reach for share in SHARES]
-        before = loss()
-        points = [(0.0, before), *zip(shares, self.pruning.lost_by_share(shares, loss), strict=True)]
-        return lambda share: between(points, share)
-
-
-def best_split(found: Damages, prices: Sequence[int], widths: Callable[[float], float], amount: int) -> Damages:
-    """The number of layers with which both together lose the least, by what each loses alone; all of the layers where
-    no number of them leaves a budget that widths can save.
-
-    Args:
-        found: layers in the order in which they go.
-        prices: what each of them saves, in the budget's unit.
-        widths: the loss without the widths that save a share of the budget.
-        amount: the budget.
-
-    >>> layers = Damages(("a", "b"), (1.0, 1.1, 1.9), (50, 50))
-    >>> best_split(layers, (50, 50), lambda share: 1.0 + share, 200).paths
-    ('a',)
-    """
-    count = len(found.paths)
-    lost = [found.losses[n] + widths(1 - sum(prices[:n]) / amount) for n in range(count + 1)]
-    best = count if all(map(math.isinf, lost)) else min(range(count + 1), key=lost.__getitem__)
-    return Damages(found.paths[:best], found.losses[: best + 1], found.params[:best])
-
-
-def between(points: Sequence[tuple[float, float]], share: float) -> float:
-    """The value at a share, on the line between its neighbours; infinite beyond the last.
-
-    Args:
-        points: shares and values, by share, from zero.
-        share: zero or more.
-
-    >>> between([(0.0, 1.0), (0.5, 3.0)], 0.25)
-    2.0
-    >>> between([(0.0, 1.0), (0.5, 3.0)], 0.6)
-    inf
-    """
-    for (left, low), (right, high) in itertools.pairwise(points):
-        if share <= right:
-            return low + (share - left) / (right - left) * (high - low)
-    return math.inf
