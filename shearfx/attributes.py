@@ -77,7 +77,11 @@ def _solve(model: nn.Module, graph: Graph, plan: PruningPlan, memory: Memory) ->
         for name in sorted(kinds.get(type(module).__qualname__, ()))
         if is_integer(value := read(module, name)) and value > 1
     }
-    return _Search(memory, full, graph, plan, everywhere).run()
+    search = _Search(memory, full, graph, plan, everywhere)
+    if any(not cut.kept for cut in plan.cuts):
+        # Caches and masks ask single layers, such as the first of those with full attention, which few layers may lack.
+        search.probes = memory.probes_of_all(full)
+    return search.run()
 
 
 def solve_shallow(memory: Memory, plan: PruningPlan, probing: bool = True) -> Solution:
@@ -231,7 +235,8 @@ class _Search:
 
     def _probe(self, assignment: Assignment) -> Failure | None:
         """Other calls: a mask, other attention implementations, decoding with a cache. Once per kind of change."""
-        key = (self.kinds, frozenset((v.kind, v.attribute, at) for v, at in assignment.items()))
+        changes = frozenset((v.kind, v.attribute, at) for v, at in assignment.items())
+        key = (self.model is self.memory.model, self.kinds, changes)
         if key in self.memory.probed:
             return None
         for probe in self.probes:

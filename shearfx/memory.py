@@ -37,6 +37,18 @@ class Memory:
     chosen: dict[Any, dict[tuple[str, str, str], int]] = field(default_factory=dict)
     """For kinds of groups cut: the choice that was accepted for each attribute of a class."""
     probed: set[Any] = field(default_factory=set)
+    deep: list[Probe] | None = None
+    """The probes of the model with all its layers, once they were asked for."""
+
+    def probes_of_all(self, full: nn.Module) -> list[Probe]:
+        """Probes of the model with all its layers, where few do not speak for the rest.
+
+        Args:
+            full: it, without weights.
+        """
+        if self.deep is None:
+            self.deep = probes_of(full, self.call, {})
+        return self.deep
 
 
 _MEMORY: weakref.WeakKeyDictionary[fx.Graph, Memory] = weakref.WeakKeyDictionary()

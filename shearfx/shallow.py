@@ -17,11 +17,11 @@ from shearfx.passes import ANALYSIS, run
 from shearfx.pruning_plan import Cut, PruningPlan, of_cuts
 
 _LEAST = 2
-"""Layers that stay at least: one to cut and one beside it."""
+"""Layers that stay from the last of a kind on: one to cut and one beside it."""
 
 
 def shallow(model: nn.Module) -> nn.Module | None:
-    """A copy whose lists of layers end where each kind of layer has occurred; None where nothing would be gained.
+    """A copy whose lists of layers end one after each kind of layer has occurred; None where nothing would be gained.
 
     Only the ends of lists are dropped, so that numbers of layers stay right.
     """
@@ -43,15 +43,22 @@ def _lists(model: nn.Module) -> list[tuple[str, int]]:
             seen: set[Any] = set()
             keep = _LEAST
             for i, layer in enumerate(module):
-                signature = (type(layer), *((n, type(m)) for n, m in layer.named_modules()),
+                signature = (type(layer), *((n, type(m), *_manner(m)) for n, m in layer.named_modules()),
                              *((n, tuple(p.shape)) for n, p in layer.named_parameters()))  # fmt: skip
                 if signature not in seen:
                     seen.add(signature)
-                    keep = max(keep, i + 1)
+                    keep = max(keep, i + _LEAST)
             # A list inside a list that is cut goes with it.
             if keep < len(module) and not any(path.startswith(f"{outer}.") for outer, _ in found):
                 found.append((path, keep))
     return found
+
+
+def _manner(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """What a module's attributes say of how it works: a kind of attention, a window that there is or is not. Numbers
+    differ from layer to layer without making it another kind."""
+    values = vars(module).items()
+    return tuple((name, value) for name, value in values if isinstance(value, (bool, str)) or value is None)
 
 
 def analysed(model: nn.Module, call: Mapping[str, Any], like: Graph) -> Graph | None:

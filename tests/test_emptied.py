@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
 
 import shearfx
 from shearfx.attributes import settle
@@ -46,7 +46,7 @@ def check(architecture: Architecture, data: st.DataObject) -> str:
     assume(exact)
     emptied = data.draw(st.sets(st.sampled_from(exact), min_size=1, max_size=2), label="emptied")
     others = random_cuts(graph, random.Random(data.draw(st.integers(0, 99)))) if data.draw(st.booleans()) else {}
-    plan = plan_of(graph, {**others, **{name: () for name in emptied}})
+    plan = plan_of(graph, {**others, **dict.fromkeys(emptied, ())})
     assert PruningPlan.from_json(plan.to_json()) == plan
     try:
         report = shearfx.verify(module, plan, *inputs, graph=graph)
@@ -155,6 +155,25 @@ def test_the_layer_that_the_cache_counts_by_keeps_its_heads(deep: tuple[Any, Gra
     )  # what is remembered of others ...
     with pytest.raises(PlanError, match="decoding with a cache"):
         settle(model, graph, of_cuts(graph, {HEADS.format(0): ()}))  # ... says nothing of this one
+
+
+def test_a_layer_that_masks_are_measured_by_keeps_its_heads() -> None:
+    """The first with full attention, among those that look through a window, however deep it is."""
+    torch.manual_seed(0)
+    windowed = ["sliding_attention"] * 3
+    config = Gemma3TextConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=8, initializer_range=0.2,
+        layer_types=[*windowed, "full_attention", "sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model: Any = Gemma3ForCausalLM(config).eval()
+    graph = shearfx.trace(model, input_ids=IDS)
+    with pytest.raises(PlanError, match="decoding with a cache"):
+        settle(model, graph, of_cuts(graph, {HEADS.format(3): ()}))
+    plan = settle(model, graph, of_cuts(graph, {HEADS.format(5): ()}))
+    both: list[Any] = [shearfx.construct(model, plan), shearfx.mask(model, plan)]
+    said = [one.generate(IDS, max_new_tokens=10, do_sample=False).tolist() for one in both]
+    assert said[0] == said[1]
 
 
 def test_the_shallow_model_loses_what_the_deep_one_does(deep: tuple[Any, Graph]) -> None:

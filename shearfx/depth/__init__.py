@@ -9,7 +9,7 @@ from shearfx.depth.shorter import write_shorter
 from shearfx.depth.skipping import skipping
 
 __all__ = [
-    "AngularDistances", "Branches", "Damages", "Layer", "Layers", "angular_distances", "deepest_run", "drop_layers", "find_branches",
-    "find_layers",
-    "least_damage", "least_missed", "nearest_run", "renamed", "skipping", "without_gaps", "write_shorter",
+    "AngularDistances", "Branches", "Damages", "Layer", "Layers", "angular_distances", "deepest_run", "drop_layers",
+    "find_branches", "find_layers", "least_damage", "least_missed", "nearest_run", "renamed", "skipping",
+    "without_gaps", "write_shorter",
 ]  # fmt: skip

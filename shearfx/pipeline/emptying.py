@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from shearfx.attributes import settle
 from shearfx.budget import budget_of
 from shearfx.depth import Damages, find_branches, least_missed
 from shearfx.errors import PlanError, message
@@ -18,6 +19,12 @@ from shearfx.pruning_plan import of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.running_time import amount_text
 from shearfx.selection import Tied
+
+
+def kept(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What stays of groups that lose all of their structures."""
+    return dict.fromkeys(names, ())
+
 
 Lost = Callable[[Sequence[float], Callable[[], float]], list[float]]
 
@@ -43,7 +50,8 @@ class Emptying:
             tied: what may be cut.
 
         Raises:
-            PlanError: there are not so many branches that can go, or they hold more than is to go.
+            PlanError: there are not so many branches that can go, or they hold more than is to go; or the class takes
+                each to be gone, but not all at once.
         """
         if not self.config.branches:
             return {}
@@ -55,6 +63,9 @@ class Emptying:
     def _choose(self, tied: Sequence[Tied]) -> None:
         groups, prices = self._free(tied)
         found = self._chosen(groups, prices)
+        if found.paths:  # all layers together, before anything else is done
+            with self.teller.step("checking that the model's class does without them"):
+                settle(self.subject.held.shape, self.subject.graph, of_cuts(self.subject.graph, kept(found.paths)))
         shown = ", ".join(f"{name} ({after - found.losses[0]:+.3f})" for name, after in
                           zip(found.paths, found.losses[1:], strict=True))  # fmt: skip
         self.teller.note(f"branches that go: {shown or 'none'}")
@@ -64,7 +75,7 @@ class Emptying:
         """What may go whole, and what each saves in the budget's unit."""
         subject, config = self.subject, self.config
         with self.teller.step("finding out which branches can go whole"):
-            found = find_branches(subject.graph, subject.held.original, tied)
+            found = find_branches(subject.graph, subject.held.shape, tied)
         if config.branches != "auto" and config.branches > len(found.groups):
             reason = next(iter(found.refused.values()), "there are no more")
             what = f"{config.branches} branches are to go, and at most {len(found.groups)} can ({reason})"
@@ -99,7 +110,7 @@ class Emptying:
         with Gates(subject.graph, work, groups) as gates:
 
             def without(names: Sequence[str]) -> float:
-                gates.close(of_cuts(subject.graph, {name: () for name in names}))
+                gates.close(of_cuts(subject.graph, dict.fromkeys(names, ())))
                 return loss()
 
             def fits(name: str, gone: Sequence[str]) -> bool:

@@ -52,7 +52,11 @@ def widths(runs: Sequence[Run]) -> dict[str, Any]:
     cuts = _table(runs)
     if cuts["rows"]:
         items.append(cuts)
-    told = [*(_layers(run, len(runs) > 1) for run in runs), "" if items else "No plan could be read."]
+    named = len(runs) > 1
+    told = [
+        *(said for run in runs for said in (_layers(run, named), _branches(run, named))),
+        "" if items else "No plan could be read.",
+    ]
     return section("width", "Where it was cut", " ".join(filter(None, told)), items)
 
 
@@ -66,6 +70,13 @@ def _layers(run: Run, named: bool) -> str:
     return (
         f"{where}Whole layers went first{share}: {', '.join(paths)}; below, layers are numbered anew." if paths else ""
     )
+
+
+def _branches(run: Run, named: bool) -> str:
+    """Whole branches that went before widths were cut."""
+    groups = [text(name) for name in listing(mapping(run.records.get("branches")).get("groups"))]
+    where = f"{run.name}: " if named else ""
+    return f"{where}Whole branches went first: {', '.join(groups)}." if groups else ""
 
 
 def _sizes(run: Run) -> dict[str, dict[str, Any]]:
