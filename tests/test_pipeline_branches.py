@@ -134,6 +134,7 @@ def test_branches_beside_layers_and_biases(runs: Runs, tmp_path: Path) -> None:
     [
         ({"branches": 10}, "10 branches are to go, and at most 9 can"),
         ({"branches": 9, "ratio": 0.3}, "make .* parameters, and .* are to go"),
+        ({"branches": 3, "ratio": 0.17}, "of 3 branches the 2 that are missed the least make"),
         ({"branches": -1}, "number of branches"),
         ({"branches": "many"}, "branches"),
         ({"branches": 1, "scope": "uniform"}, "cuts all layers alike"),

@@ -103,10 +103,10 @@ class Emptying:
         def saved(names: Sequence[str]) -> int:
             return sum(prices[name] for name in names)
 
+        if not groups:
+            return Damages((), (loss(),), ())
         if config.branches == "auto":
             widths = widths_lose(subject, self.lost_by_share, loss)
-            if not groups:
-                return Damages((), (widths(0.0),), ())
         with Gates(subject.graph, work, groups) as gates:
 
             def without(names: Sequence[str]) -> float:
@@ -125,4 +125,9 @@ class Emptying:
                 found = least_missed(prices, without, until=enough, free=fits, progress=progress)
         if config.branches == "auto":
             return best_split(found, [prices[name] for name in found.paths], widths, subject.amount)
+        if len(found.paths) < config.branches:
+            held, asked = (amount_text(n, subject.unit) for n in (saved(found.paths), subject.amount))
+            what = f"of {config.branches} branches the {len(found.paths)} that are missed the least make {held}, and "
+            what += f"{asked} are to go: a further one would be too much"
+            raise PlanError(message(what, where="branches", todo=f"ask for {len(found.paths)}, or for a larger ratio"))
         return found
