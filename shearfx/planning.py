@@ -22,7 +22,7 @@ from shearfx.saliency import Progress, Saliency
 from shearfx.selection import Selection, Tied, select
 from shearfx.settling import settle_most
 from shearfx.spending import Spender
-from shearfx.units import FLOOR, Floor, checked, units_of
+from shearfx.units import FLOOR, Floor, checked, empty, units_of
 
 
 def plan(
@@ -41,6 +41,7 @@ def plan(
     kinds: Collection[str] | None = None,
     exclude_kinds: Collection[str] = (),
     unprunable: Collection[str] = (),
+    emptied: Collection[str] = (),
     floor: Floor = FLOOR,
     most: float = 1.0,
     data: Iterable[Any] | None = None,
@@ -79,6 +80,9 @@ def plan(
         exclude_kinds: kinds to leave alone.
         unprunable: names of groups to leave whole, such as a knowledge analysis finds
             (:meth:`shearfx.knowledge.KnowledgeDistribution.unprunable`).
+        emptied: names of exact groups that go whole, whatever the saliency and the floor say: an attention without
+            heads, a feed-forward part without width (see :func:`shearfx.depth.find_branches`). They count towards the
+            ratio.
         floor: what stays of every group, as a count (int) or a share (float), or by kind (others: the default share).
         most: the largest share that a group may lose.
         data, loss: for saliencies that look at data: batches, and a function of model and batch that returns a scalar.
@@ -99,6 +103,7 @@ def plan(
     wanted = Selection(tuple(_texts(allow)), tuple(_texts(include)), tuple(_texts(exclude)),
                        None if kinds is None else tuple(_texts(kinds)),
                        tuple(_texts(exclude_kinds)), scope, form, tuple(_texts(unprunable)))  # fmt: skip
+    names = dict.fromkeys(_texts(emptied))
     tied, refused = select(graph, model, wanted)
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
@@ -111,13 +116,20 @@ def plan(
         "kinds": None if wanted.kinds is None else list(wanted.kinds),
         "exclude_kinds": list(wanted.exclude_kinds),
         "floor": dict(floor) if isinstance(floor, Mapping) else floor, "most": most, "seed": seed,
+        "emptied": list(names),
     }  # fmt: skip
 
     def spent_on(tied: Sequence[Tied]) -> PruningPlan:
         budget = budget_of(graph, unit, groups)
         if budget.total <= 0:
             raise PlanError(message(f"the traced call has no {counts} to save", todo="choose another unit"))
-        spender = Spender(budget, units_of(graph, tied, scores, floor, most, budget), chosen.unit, round_to)
+        spender = Spender(budget, units_of(graph, tied, scores, floor, most, budget, names), chosen.unit, round_to)
+        empty(spender, names, refused)
+        if spender.saved > ratio * budget.total:
+            what = f"what is to be emptied makes {spender.saved / budget.total:.4f} of the {counts}"
+            raise PlanError(
+                message(f"{what}, and {ratio:g} is to go", where="emptied=", todo="empty less, or cut more")
+            )
         spender.spend(ratio * budget.total)
         _check_reached(graph, spender, ratio, counts, refused)
         kept = {name: stay for u in spender.units if u.gone for name, stay in u.kept().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -14,7 +14,7 @@ from shearfx.graph import Graph, Group
 from shearfx.routed_products import KERNEL_MULTIPLE
 from shearfx.saliency import Scores
 from shearfx.selection import Tied
-from shearfx.spending import Unit, unit_of
+from shearfx.spending import Spender, Unit, unit_of
 
 Floor = float | int | Mapping[str, float | int]
 
@@ -43,9 +43,16 @@ def checked(scores: Scores, groups: Sequence[Group], what: str) -> Scores:
 
 
 def units_of(
-    graph: Graph, tied: Sequence[Tied], scores: Scores, floor: Floor, most: float, budget: Budget
+    graph: Graph,
+    tied: Sequence[Tied],
+    scores: Scores,
+    floor: Floor,
+    most: float,
+    budget: Budget,
+    below: Collection[str] = (),
 ) -> list[Unit]:
-    """What is cut together, with floors as counts. What would save nothing is left out."""
+    """What is cut together, with floors as counts. What would save nothing is left out, also for its floor, but for
+    groups whose structures go ``below`` it."""
     terms = {g.name: _parameter_terms(graph, g) for t in tied for g in t.groups}
     units, routed = [], _routed(graph)
     for one in tied:
@@ -53,9 +60,37 @@ def units_of(
         unit = unit_of(one.groups, one.weights, floors, scores, terms)
         unit.kernel = KERNEL_MULTIPLE if any(g.atom in routed for g in one.groups) else 1
         products = budget.touched(g.atom for g in one.groups)
-        if unit.limit > 0 and budget.cost(products) > budget.cost(products, unit.sizes(unit.limit)):
+        steps = unit.limit or (len(unit.scores) - 1 if any(g.name in below for g in one.groups) else 0)
+        if steps > 0 and budget.cost(products) > budget.cost(products, unit.sizes(steps)):
             units.append(unit)
     return units
+
+
+def empty(spender: Spender, names: Iterable[str], refused: Mapping[str, Sequence[Group]]) -> None:
+    """Take all structures of some groups, never to be given back.
+
+    Args:
+        spender: with a unit for each.
+        names: of groups.
+        refused: groups that may not be cut, by reason.
+
+    Raises:
+        PlanError: one may not be cut, is no exact one, or is cut together with others.
+    """
+    for name in names:
+        unit = next((u for u in spender.units if any(g.name == name for g in u.groups)), None)
+        if unit is None:
+            reason = next((why for why, groups in refused.items() if any(g.name == name for g in groups)), "")
+            reason = reason or "it is no group that may be cut"
+        elif len(unit.groups) > 1:
+            reason = "it is cut together with others"
+        else:
+            reason = "" if unit.groups[0].certificate == "exact" else f"it is {unit.groups[0].certificate}"
+        if unit is None or reason:
+            todo = "name exact groups that may be cut; shearfx.depth.find_branches finds those that a class can lose"
+            raise PlanError(message(f"{name} cannot go whole: {reason}", where="emptied=", todo=todo))
+        spender.move(unit, unit.groups[0].size)
+        unit.least = unit.gone
 
 
 def _routed(graph: Graph) -> set[Atom]:

@@ -32,6 +32,7 @@ from tests.tiny_runs import tiny_llama
 
 LONG = int(os.environ.get("SHEARFX_EXAMPLES", "300"))
 IDS = torch.tensor([[5, 9, 200, 31, 7, 2]])
+KINDS = ("heads", "ffn")
 HEADS = "model.layers.{}.self_attn.k_proj.weight:0.0"
 FFN = "model.layers.{}.mlp.down_proj.weight:1"
 
@@ -145,7 +146,7 @@ def test_a_llama_without_some_branches_generates_saves_and_loads(deep: tuple[Any
 def test_the_layer_that_the_cache_counts_by_keeps_its_heads(deep: tuple[Any, Graph]) -> None:
     """A cache's length is that of the first layer's keys: without any, positions would start anew at every token."""
     model, graph = deep
-    tied, _ = select(graph, model, Selection(kinds=("heads", "ffn")))
+    tied, _ = select(graph, model, Selection(kinds=KINDS))
     found = find_branches(graph, model, tied)
     names = {group.name for group in found.groups}
     assert names == {HEADS.format(i) for i in range(1, 5)} | {FFN.format(i) for i in range(5)}
@@ -189,11 +190,38 @@ def test_the_shallow_model_loses_what_the_deep_one_does(deep: tuple[Any, Graph])
     assert seen({HEADS.format(3): (), HEADS.format(4): (0,)}) == {HEADS.format(0): 1, HEADS.format(1): 0}
 
 
+def test_a_plan_empties_what_it_is_told_to_and_cuts_the_rest(deep: tuple[Any, Graph]) -> None:
+    model, graph = deep
+    names = [HEADS.format(2), FFN.format(4)]
+    plan = shearfx.plan(graph, 0.3, "magnitude", model, kinds=KINDS, emptied=names, floor={"ffn": 0.5, "heads": 2})
+    assert {cut.name for cut in plan.cuts if not cut.kept} == set(names) == set(plan.options["emptied"])
+    assert plan.achieved == pytest.approx(0.3, abs=0.01)
+    assert all(cut.kind == "ffn" and len(cut.kept) >= cut.size / 2 for cut in plan.cuts if cut.kept)
+    assert shearfx.verify(model, plan, input_ids=IDS, graph=graph).max_relative_error <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"emptied": ["nothing"]}, "no group that may be cut"),
+        ({"emptied": [FFN.format(1)], "kinds": ("heads",)}, "not among the kinds asked for"),
+        ({"emptied": [FFN.format(1)], "scope": "uniform"}, "cut together with others"),
+        ({"emptied": [FFN.format(1), FFN.format(2)], "ratio": 0.1}, "what is to be emptied makes"),
+        ({"emptied": [HEADS.format(0)]}, "decoding with a cache"),
+    ],
+)
+def test_what_cannot_be_emptied_is_refused(deep: tuple[Any, Graph], asked: dict[str, Any], match: str) -> None:
+    model, graph = deep
+    with pytest.raises(PlanError, match=match):
+        wanted: dict[str, Any] = {"kinds": KINDS, "ratio": 0.3} | asked
+        shearfx.plan(graph, model=model, **wanted)
+
+
 def test_a_class_that_does_not_take_what_is_empty_says_so() -> None:
     """GPT-2 lays its activations out by ``view(-1, width)``, which nothing of no width can be."""
     config = GPT2Config(vocab_size=264, n_positions=32, n_embd=32, n_layer=3, n_head=4)
     model = GPT2LMHeadModel(config).eval()
     graph = traced(model)
-    tied, _ = select(graph, model, Selection(kinds=("heads", "ffn")))
+    tied, _ = select(graph, model, Selection(kinds=KINDS))
     found = find_branches(graph, model, tied)
     assert not found.groups and all("unspecified dimension" in reason for reason in found.refused.values())

@@ -87,6 +87,10 @@ def prune(
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these modules alone (glob); repeatable.")] = None,
     kinds: Annotated[list[str] | None, typer.Option(help="Cut only groups of this kind; repeatable.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="Admit cuts that change more: approximate.")] = None,
+    emptied: Annotated[
+        list[str] | None,
+        typer.Option(help="A group that goes whole, by name (shearfx analyze): all heads of an attention; repeatable."),
+    ] = None,
     floor: Annotated[float, typer.Option(help="Share of each group that stays.")] = 0.1,
     knowledge: Annotated[
         Path | None,
@@ -147,6 +151,7 @@ def prune(
                 include=include or (),
                 exclude=exclude or (),
                 unprunable=unprunable,
+                emptied=emptied or (),
                 kinds=kinds,
                 allow=allow or (),
                 floor=floor,

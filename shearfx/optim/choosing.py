@@ -120,7 +120,7 @@ class Chooser:
         self, scores: Scores, ranking: Ranking, gone: Mapping[str, Sequence[int]]
     ) -> tuple[Spender, list[Unit]]:
         budget = self._budget()
-        units = units_of(self.graph, self.tied, scores, self.floor, self.most, budget)
+        units = units_of(self.graph, self.tied, scores, self.floor, self.most, budget, gone)
         spender = Spender(budget, units, ranking, self.round_to)
         for unit in units:
             first, step = unit.groups[0], unit.per_step[0]
