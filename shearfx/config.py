@@ -78,7 +78,7 @@ class ShearConfig:
     knowledge_ratios: tuple[float, ...] = (0.5,)
     """Ratios at which every node group is pruned alone."""
     knowledge_windows: int = 8
-    """Windows that deviations are measured on."""
+    """Windows that deviations are measured on, and what is lost without layers and branches."""
 
     calibrate: Literal["none", "kinds", "groups"] = "none"
     """Scores are scaled to the losses that the analysis measures, by kind or by node group, so that what goes is what
