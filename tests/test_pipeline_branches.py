@@ -129,12 +129,24 @@ def test_branches_beside_layers_and_biases(runs: Runs, tmp_path: Path) -> None:
     assert torch.equal(logits(load(tmp_path / "run" / "model")), logits(small))
 
 
+def test_fewer_that_fit_than_are_asked_for_is_an_error(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ratio has room for three attentions; the two wide parts that are missed the least here leave none."""
+
+    def narrow(params: dict[str, int], without: Any, **more: Any) -> Any:
+        return least_missed(params, lambda gone: -sum(params[name] for name in gone), **more)
+
+    monkeypatch.setattr(emptying_module, "least_missed", narrow)
+    with pytest.raises(PlanError, match="of 3 branches the 1 that are missed the least make"):
+        runs(tmp_path / "run", branches=3, ratio=0.14, kinds=KINDS)
+
+
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
         ({"branches": 10}, "10 branches are to go, and at most 9 can"),
         ({"branches": 9, "ratio": 0.3}, "make .* parameters, and .* are to go"),
-        ({"branches": 3, "ratio": 0.17}, "of 3 branches the 2 that are missed the least make"),
         ({"branches": -1}, "number of branches"),
         ({"branches": "many"}, "branches"),
         ({"branches": 1, "scope": "uniform"}, "cuts all layers alike"),

@@ -11,7 +11,7 @@ from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.graph import Group
 from shearfx.optim.choosing import Redundant
-from shearfx.pipeline.scoring_data import mean_loss
+from shearfx.pipeline.scoring_data import Moved
 from shearfx.pipeline.splitting import best_split, widths_lose
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
@@ -30,7 +30,7 @@ Lost = Callable[[Sequence[float], Callable[[], float]], list[float]]
 
 
 class Emptying:
-    """Chooses branches by the loss without them (see :mod:`shearfx.depth.branches`).
+    """Chooses branches by how far the model moves without them (see :mod:`shearfx.depth.branches`).
 
     Args:
         subject: the model to be cut.
@@ -95,10 +95,7 @@ class Emptying:
 
     def _chosen(self, groups: Sequence[Group], prices: Mapping[str, int]) -> Damages:
         config, subject, work = self.config, self.subject, self.subject.held.work
-        batches = self.study.batches(config.knowledge_windows, config.seed + 1)
-
-        def loss() -> float:
-            return mean_loss(work, batches)
+        loss = Moved(work, self.study.batches(config.knowledge_windows, config.seed + 1))
 
         def saved(names: Sequence[str]) -> int:
             return sum(prices[name] for name in names)

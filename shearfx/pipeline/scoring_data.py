@@ -13,7 +13,8 @@ from shearfx.inference import rows_at_once
 from shearfx.pipeline.study import Study
 from shearfx.saliency import Saliency
 from shearfx.saliency.fisher import Fisher
-from shearfx.training.losses import causal_loss
+from shearfx.training.losses import causal_loss, token_loss
+from shearfx.training.mixed_precision import mixed_precision
 
 LABELS = 4
 """Beside the run's seed, that of drawn labels."""
@@ -79,7 +80,28 @@ def call_loss(model: nn.Module, batch: Any) -> Tensor:
     return causal_loss(model, given, None, 0.0)
 
 
-@torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
-    """Over windows of batches of different sizes."""
-    return sum(float(call_loss(model, ids)) * len(ids) for ids in batches) / sum(map(len, batches))
+class Moved:
+    """How far a model moves from what it says now: the divergence of its next-token distributions, a mean over windows.
+
+    Whether text is predicted worse says less: what a part of a model is for may hardly occur in a few windows, while
+    its word changes.
+
+    Args:
+        model: as it is.
+        batches: token ids ``[batch, tokens]``; the logits of all of them are kept.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        self.model = model
+        self.said = [(ids, self._logits(ids)) for ids in batches]
+
+    def __call__(self) -> float:
+        """Of the model as it has become: nats a token, zero where it says the same."""
+        found = [len(ids) * float(token_loss(self._logits(ids), ids, before, 1.0)) for ids, before in self.said]
+        return sum(found) / sum(len(ids) for ids, _ in self.said)
+
+    @torch.no_grad()
+    def _logits(self, ids: Tensor) -> Tensor:
+        with mixed_precision(self.model):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits

@@ -14,7 +14,7 @@ from shearfx.depth import Damages, Layer, find_layers, least_damage, renamed, wr
 from shearfx.errors import PlanError, ShearError, message
 from shearfx.models import LoadedModel
 from shearfx.pipeline.pruning import Pruning
-from shearfx.pipeline.scoring_data import mean_loss
+from shearfx.pipeline.scoring_data import Moved
 from shearfx.pipeline.splitting import best_split, widths_lose
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Shortened, Subject
@@ -24,7 +24,7 @@ from shearfx.selection import check_patterns, matches
 
 
 class Shortening:
-    """Chooses layers by the loss without them, and makes the shorter model.
+    """Chooses layers by how far the model moves without them, and makes the shorter model.
 
     Its folder, ``shorter``, is an ordinary one of the model's own class, which the run reads like a given one.
 
@@ -134,11 +134,7 @@ class Shortening:
 
     def _chosen(self, layers: Sequence[Layer]) -> Damages:
         config, work, amount = self.config, self.full.held.work, self.full.amount
-        batches = self.study.batches(config.knowledge_windows, config.seed + 1)
-
-        def loss() -> float:
-            return mean_loss(work, batches)
-
+        loss = Moved(work, self.study.batches(config.knowledge_windows, config.seed + 1))
         if config.layers != "auto":
             with self.teller.step("measuring what is lost without layers") as progress:
                 return least_damage(
