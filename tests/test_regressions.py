@@ -9,6 +9,8 @@ from shearfx.analysis import trace
 from shearfx.errors import PlanError
 from shearfx.pruning_plan import of_cuts
 from shearfx.testing import Architecture, Linear, Trap, assert_sound
+from shearfx.testing.blocks import Residual
+from shearfx.testing.space import ToTokens
 
 # (architecture, whether something in it can be cut)
 CASES = {
@@ -26,6 +28,11 @@ CASES = {
     "a mask that is rarely true": (Architecture("tokens", 3, (Linear(4), Trap("rare_mask", 0)), "sum"), False),
     "an index compared with 50": (Architecture("tokens", 3, (Linear(4), Trap("rare_equal", 0)), "sum"), False),
     "a threshold of 40": (Architecture("tokens", 3, (Linear(4), Trap("threshold", 0)), "sum"), False),
+    # the trap handed on two tokens, however many came
+    "a recurrence beside its input": (
+        Architecture("image", 4, (Linear(4, bias=False), ToTokens(), Residual((Trap("state", 4),))), "linear"),
+        True,
+    ),
     "tile by fewer numbers than dims": (Architecture("flat", 3, (Linear(2), Trap("tile", 0), Linear(2))), True),
 }
 

@@ -169,7 +169,8 @@ def _set_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def _state(m: Any, x: torch.Tensor) -> torch.Tensor:
-    """A small state-space recurrence: a state of 2 numbers a feature, decayed and written token by token."""
+    """A small state-space recurrence over two tokens: a state of 2 numbers a feature, decayed and written token by
+    token; other tokens stay."""
     if x.dim() != 3:
         return x
     state = torch.zeros(x.shape[0], x.shape[2], 2, dtype=x.dtype)
@@ -177,7 +178,7 @@ def _state(m: Any, x: torch.Tensor) -> torch.Tensor:
     for i in range(2):
         state = state * torch.exp(-F.softplus(m.decay)) + x[:, i, :, None] * m.write
         outputs.append((state * m.write.tanh()).sum(-1))
-    return torch.stack(outputs, 1)
+    return torch.cat([torch.stack(outputs, 1), x[:, 2:]], 1)
 
 
 @dataclass(frozen=True)
