@@ -5,8 +5,8 @@
 Methods, ratios and seeds stand in ``lorashear_table.yaml``. Trained on C4 (rows 0 to 1599 of the file) and Alpaca;
 judged on WikiText-2, on the rest of C4, and on eight zero-shot tasks. Each run has a folder under ``--runs`` and goes
 on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again. Speeds are
-those of the moment: ``--time`` measures them again for the rows whose models are under ``--runs``, on a machine that
-does nothing else by then.
+those of the moment: ``--time`` measures them again, on a machine that does nothing else by then. It needs no run: a row
+says what of the full model went, and a model of these sizes takes as long, whatever it has learnt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from torch import nn
 from benchmarks import record
 from benchmarks.texts import c4_parts
 from shearfx.analysis import trace
+from shearfx.attributes import settle
 from shearfx.config import ShearConfig
+from shearfx.construction import construct
 from shearfx.depth import angular_distances, drop_layers, find_layers, nearest_run
 from shearfx.evaluation import parameter_count, perplexity
 from shearfx.footprint import peak, reset_peak
@@ -41,6 +43,7 @@ from shearfx.inference_cost import inference_cost
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline import Shearing, Silent
 from shearfx.pipeline.study import Study
+from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.speed import by_turns
 from shearfx.zero_shot import kept, read_tasks, zero_shot
@@ -89,7 +92,7 @@ def main() -> None:
         for done, (seed, ratio, method) in enumerate(todo, 1):
             place = rows / names[seed, ratio, method]
             if options.time:
-                row = bench.timed(json.loads(place.read_text()), place.stem)
+                row = bench.timed(json.loads(place.read_text()))
             else:
                 row = bench.row(seed, ratio, method)
             place.write_text(json.dumps(row, indent=1) + "\n")
@@ -129,57 +132,77 @@ class Bench:
         of = {key: value[ratio] if isinstance(value, dict) else value
               for key, value in self.settings["methods"][method].items()}  # fmt: skip
         named = self.settings["common"] | of
-        layers, dense = of.pop("run_of_layers", None), of.pop("dense", False)
+        how, dense = of.pop("run_of_layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
         start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
         reset_peak(device)
         folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
         resumed = folder.exists()
-        if layers or dense:
-            small, achieved = self._trained(config, layers, ratio, folder)
+        gone: list[str] = []
+        cut: dict[str, int] = {}
+        if how or dense:
+            small, achieved, gone = self._trained(config, how, ratio, folder)
             small.save_pretrained(folder / "model")  # type: ignore[operator]
         else:
             run = RunDirectory(folder, self.spec, config, resume=resumed)
             run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
             sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
             small, achieved = sheared.model, sheared.plan.achieved
+            gone, cut = run.records.get("layers", {}).get("paths", []), widths(sheared.plan)
         # of a run that went on in a second process neither is known
         spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(device))
         found = self.judged(small, folder / "answers.jsonl") | self._speed(small)
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
-                        "minutes": spent, "peak": most, "torch": torch.__version__, "settings": named}  # fmt: skip
+                        "cut": {"layers": gone, "widths": cut}, "minutes": spent, "peak": most,
+                        "torch": torch.__version__, "settings": named}  # fmt: skip
 
-    def timed(self, row: dict[str, Any], name: str) -> dict[str, Any]:
-        """A finished row with the speed of its model measured again; as it is where there is no model any more."""
-        folder = self.runs / name / "model"
-        if not folder.exists():
+    def timed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A finished row with speeds measured again; as it is where it does not say what was cut."""
+        if "cut" not in row:
             return row
-        return row | self._speed(load_model(str(folder)).module.to(torch.bfloat16)) | {"timed_alone": True}
+        small = self._of_size(row["cut"]["layers"], row["cut"]["widths"])
+        assert parameter_count(small).total == row["parameters"]
+        return row | self._speed(small.to(torch.bfloat16)) | {"timed_alone": True, "timed_on": record.hardware()}
 
-    def _trained(self, config: ShearConfig, layers: str | None, ratio: float, folder: Path) -> tuple[nn.Module, float]:
-        """The full model, or one without a run of layers, after the same training."""
+    def _of_size(self, gone: Sequence[str], cut: Mapping[str, int]) -> nn.Module:
+        """The full model without these layers, and with so many structures of these groups: the first ones."""
+        full = load_model(self.spec)
+        small = full.module
+        if gone:
+            small = drop_layers(small, trace(small, *full.args, **full.kwargs), gone)
+        if cut:
+            graph = trace(small, *full.args, **full.kwargs)
+            plan = of_cuts(graph, {name: range(count) for name, count in cut.items()})
+            small = construct(small, settle(small, graph, plan))
+        return small
+
+    def _trained(
+        self, config: ShearConfig, how: str | None, ratio: float, folder: Path
+    ) -> tuple[nn.Module, float, list[str]]:
+        """The full model, or one without a run of layers, after the same training; and these layers."""
         full = load_model(self.spec)
         study = Study(full.module.eval(), full.tokenizer, config, Silent())
         study.read()
-        small = full.module if layers is None else self._shorter(full, study, layers, ratio)
-        held = study.hold(full.module if layers else load_model(self.spec).module)
+        small, gone = (full.module, []) if how is None else self._shorter(full, study, how, ratio)
+        held = study.hold(full.module if gone else load_model(self.spec).module)
         reference = study.judge(held.work, "dense")["losses"]
         teacher = study.teacher_of(held.work) if config.distill > 0 else None
         before = parameter_count(full.module).total
         compact = study.hold(small)
         steps = study.steps(lambda: study.base(compact), teacher)
         model = study.recover(compact, reference, steps, teacher, state=folder / "state")
-        return model, 1 - parameter_count(model).total / before
+        return model, 1 - parameter_count(model).total / before, gone
 
-    def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> nn.Module:
-        """Without the run of layers that comes nearest to the ratio."""
+    def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> tuple[nn.Module, list[str]]:
+        """Without the run of layers that comes nearest to the ratio; and these layers."""
         graph = trace(full.module, *full.args, **full.kwargs)
         (layers,) = find_layers(graph).lists().values()
         batches = [batch.cpu() for batch in study.batches(study.config.fitting_windows, study.config.seed + 3)]
         found = angular_distances(full.module, layers, batches, lambda m, ids: logits_of(m, ids, last=1))
         pick = found.deepest if how == "deepest" else found.best
-        return drop_layers(full.module, graph, nearest_run(layers, ratio * graph.total_params, pick))
+        gone = nearest_run(layers, ratio * graph.total_params, pick)
+        return drop_layers(full.module, graph, gone), list(gone)
 
     def judged(self, model: nn.Module, answers: Path) -> dict[str, Any]:
         """Perplexities, and answers to the tasks, item by item."""
@@ -204,6 +227,11 @@ class Bench:
         ratios = {what: sorted(getattr(b, what) / getattr(a, what) for a, b in zip(before, after, strict=True))[2]
                   for what in ("prefill", "decode")}  # fmt: skip
         return {"speed_up": ratios, "timed": str(after[0]), "cost": vars(inference_cost(small))}
+
+
+def widths(plan: PruningPlan) -> dict[str, int]:
+    """By group that is cut, how many of its structures stay."""
+    return {cut.name: len(cut.kept) for cut in plan.cuts}
 
 
 def report(settings: dict[str, Any], folder: Path) -> None:

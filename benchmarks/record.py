@@ -29,8 +29,13 @@ def conditions() -> dict[str, str]:
         "command": shlex.join([*program.split(), *sys.argv[1:]]),
         "python": platform.python_version(),
         **versions,
-        "hardware": f"{_processor()}, {os.cpu_count()} cores, {_accelerator()}",
+        "hardware": hardware(),
     }
+
+
+def hardware() -> str:
+    """What this runs on."""
+    return f"{_processor()}, {os.cpu_count()} cores, {_accelerator()}"
 
 
 def _processor() -> str:

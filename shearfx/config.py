@@ -47,6 +47,9 @@ class ShearConfig:
     """Branches of layers that go whole before widths are cut, those that are missed the least: attentions lose all of
     their heads, feed-forward parts all of their width. "auto": as many as lose less than widths would. Where structures
     go at once."""
+    missed_windows: int = 4
+    """Windows that say how much layers and branches are missed; of 1024 tokens of text, or as many as the model has
+    positions, as attention that reaches far back is hardly missed in short ones."""
     floor: float = 0.1
     """Share of every other group that stays at least."""
     round_to: RoundTo = "auto"
@@ -78,7 +81,7 @@ class ShearConfig:
     knowledge_ratios: tuple[float, ...] = (0.5,)
     """Ratios at which every node group is pruned alone."""
     knowledge_windows: int = 8
-    """Windows that deviations are measured on, and what is lost without layers and branches."""
+    """Windows that deviations are measured on."""
 
     calibrate: Literal["none", "kinds", "groups"] = "none"
     """Scores are scaled to the losses that the analysis measures, by kind or by node group, so that what goes is what

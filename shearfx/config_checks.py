@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SHARES = ("ratio", "floor", "prune_share", "warmup", "balance", "distill", "dropout")
 COUNTS = ("sequence_length", "validation", "scoring_windows", "fitting_windows", "periods", "rounds", "rank",
-          "batch_size", "accumulate", "cuts", "knowledge_windows", "alpha")  # fmt: skip
+          "batch_size", "accumulate", "cuts", "knowledge_windows", "missed_windows", "alpha")  # fmt: skip
 POSITIVE = ("alpha", "checkpoint_seconds")
 BUDGETS = ("tokens", "steps", "minutes")
 

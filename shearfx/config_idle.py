@@ -24,7 +24,7 @@ KNOWLEDGE = (
 def idle(config: ShearConfig) -> dict[str, str]:
     """Options of a whole run that were given other values than the recipe's and do nothing, each with the reason.
 
-    >>> idle(ShearConfig(periods=7, branches=2, knowledge_windows=4))
+    >>> idle(ShearConfig(periods=7, branches=2, missed_windows=8))
     {'periods': 'prune_share: 0 lets all structures go at once'}
     """
     given = _given(config)
@@ -38,8 +38,8 @@ def idle(config: ShearConfig) -> dict[str, str]:
     if config.gamma is None and config.knowledge is None and config.calibrate == "none":
         why = "nothing asks for a knowledge analysis (gamma, calibrate)"
         found |= {name: why for name in ("knowledge_ratios", "knowledge_windows") if name in given}
-        if config.layers or config.branches:
-            found.pop("knowledge_windows", None)  # what is lost without them is measured on these
+    if not config.layers and not config.branches and "missed_windows" in given:
+        found["missed_windows"] = "no layers or branches go whole"
     return found
 
 

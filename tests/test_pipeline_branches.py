@@ -135,7 +135,7 @@ def test_fewer_that_fit_than_are_asked_for_is_an_error(
     """The ratio has room for three attentions; the two wide parts that are missed the least here leave none."""
 
     def narrow(params: dict[str, int], without: Any, **more: Any) -> Any:
-        return least_missed(params, lambda gone: -sum(params[name] for name in gone), **more)
+        return least_missed(params, lambda gone: -sum(params[name] for name in gone), **more | {"screen": None})
 
     monkeypatch.setattr(emptying_module, "least_missed", narrow)
     with pytest.raises(PlanError, match="of 3 branches the 1 that are missed the least make"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM
 from shearfx.analysis import trace
 from shearfx.checkpoints import load
 from shearfx.config import ShearConfig
-from shearfx.depth import Damages, Layer, least_damage, skipping, write_shorter
+from shearfx.depth import Damages, Layer, least_damage, least_missed, skipping, write_shorter
 from shearfx.errors import PlanError
 from shearfx.pipeline import Silent
 from shearfx.pipeline import shortening as shortening_module
@@ -292,6 +293,29 @@ def test_layers_go_in_the_order_of_their_worth(worth: list[float], count: int) -
     assert [worth[int(path.rpartition(".")[2])] for path in found.paths] == pytest.approx(expected)
     assert found.losses[-1] - found.losses[0] == pytest.approx(sum(expected), abs=1e-9)
     assert not any(layer._forward_hooks for layer in tower)
+
+
+def test_candidates_are_found_by_a_cheaper_loss_and_chosen_by_the_true_one() -> None:
+    worth = {str(n): float(n) for n in range(20)}
+    screened: list[str] = []
+
+    def screen(gone: Sequence[str]) -> float:
+        screened.extend(gone)
+        return float(int(gone[0]) // 4)
+
+    def without(gone: Sequence[str]) -> float:
+        return sum(worth[name] for name in gone)
+
+    def two(found: Damages) -> bool:
+        return len(found.paths) == 2
+
+    told: list[tuple[int, int]] = []
+    found = least_missed(
+        dict.fromkeys(reversed(worth), 1), without, until=two, screen=screen,
+        progress=lambda *done: told.append(done),
+    )  # fmt: skip
+    assert found.paths == ("0", "1") and found.losses == (0.0, 0.0, 1.0)
+    assert sorted(screened) == sorted(worth) and told[-1] == (1 + 20 + 2 * 8, 1 + 20 + 2 * 8)
 
 
 class Adding(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import shearfx
 from shearfx.config import ShearConfig
 from shearfx.gating import Gates
 from shearfx.gradients import IGNORED
-from shearfx.pipeline.scoring_data import ScoringData, call_loss, drawn_labels
+from shearfx.pipeline.scoring_data import Moved, ScoringData, call_loss, drawn_labels
 from shearfx.pipeline.study import Study
 from shearfx.saliency import find
 from tests.tiny_runs import Telling, options, tiny_llama, write_text
@@ -118,3 +119,43 @@ def test_each_cut_has_windows_of_its_own(tmp_path: Path) -> None:
 def test_text_is_what_the_others_see(tmp_path: Path, saliency: str, more: dict[str, Any]) -> None:
     data, _ = data_of(tmp_path, saliency, **more)
     assert all(isinstance(batch, Tensor) for batch in data.of(0))
+
+
+def study_of(**more: Any) -> Study:
+    study = Study(tiny_llama(max_position_embeddings=100), byte_tokenizer(), ShearConfig.of_mapping(more), Telling())
+    study.read()
+    return study
+
+
+def test_long_windows_are_neighbours(tmp_path: Path) -> None:
+    """As long as the model has positions for: three windows of 32 for 100."""
+    study = study_of(**options(write_text(tmp_path / "text.txt")))
+    (text,) = study.train["pretrain"]
+    found = study.long_windows(4, seed=1)
+    assert [tuple(ids.shape) for ids in found] == [(1, 96)] * 4
+    runs = text.ids[: len(text) // 3 * 3].view(-1, 96).tolist()
+    at = [runs.index(ids[0].tolist()) for ids in found]
+    assert len(set(at)) == 4
+    assert len(study.long_windows(10_000, seed=1)) == len(runs)  # all there are
+    assert not all(torch.equal(a, b) for a, b in zip(found, study.long_windows(4, seed=2), strict=True))
+
+
+def test_long_windows_take_sources_in_turn(tmp_path: Path) -> None:
+    """A source shorter than such a window gives what it has."""
+    short = tmp_path / "short.txt"
+    short.write_text(" ".join(f"{n}" for n in range(40)))
+    asked = options(write_text(tmp_path / "text.txt"), validation=1)
+    study = study_of(**asked | {"pretrain": (*asked["pretrain"], str(short))})
+    first, second, third = study.long_windows(3, seed=0)
+    assert first.shape == third.shape == (1, 96)
+    assert second.shape[1] == 32 * min(3, len(study.train["pretrain"][1])) < 96
+
+
+def test_how_far_a_model_moved_is_a_mean_over_tokens() -> None:
+    """A quarter of the windows says it roughly."""
+    model = Certain(0.7)
+    moved = Moved(model, [torch.zeros(1, n, dtype=torch.int64) for n in (12, 40, 40, 40)])
+    assert moved() == pytest.approx(0.0, abs=1e-6)
+    model.share.data.fill_(0.5)
+    expected = 0.7 * math.log(0.7 / 0.5) + 0.3 * math.log(0.3 / 0.5)
+    assert moved() == pytest.approx(expected, rel=1e-4) and moved.roughly() == pytest.approx(expected, rel=1e-4)

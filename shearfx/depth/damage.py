@@ -32,6 +32,7 @@ def least_damage(
     loss: Callable[[], float],
     *,
     until: Callable[[Damages], bool],
+    screen: Callable[[], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Damages:
     """Greedily, the layers whose absence costs the least.
@@ -40,8 +41,8 @@ def least_damage(
         model: the live model; left as it was.
         layers: those that may go, of one list or of several; of each list one stays.
         loss: of the model as it is, without gradients.
-        until: told what went so far; true where that is enough.
-        progress: told the losses that are worked out, and those that are known to be needed.
+        until, progress: as of :func:`least_missed`.
+        screen: a cheaper loss of the model as it is, for each layer alone.
 
     Raises:
         PlanError: there are no layers.
@@ -50,13 +51,16 @@ def least_damage(
         raise PlanError(message("no layer can go whole", where="layers", todo="set layers: 0"))
     lists = {layer.path: layer.list_path for layer in layers}
 
-    def without(paths: Sequence[str]) -> float:
-        with skipping(model, paths):
-            return loss()
+    def of(measure: Callable[[], float]) -> Callable[[Sequence[str]], float]:
+        def without(paths: Sequence[str]) -> float:
+            with skipping(model, paths):
+                return measure()
+
+        return without
 
     return least_missed(
-        {layer.path: layer.params for layer in layers}, without, until=until, progress=progress,
-        free=lambda path, gone: not _last(model, lists[path], gone),
+        {layer.path: layer.params for layer in layers}, of(loss), until=until, screen=of(screen or loss),
+        progress=progress, free=lambda path, gone: not _last(model, lists[path], gone),
     )  # fmt: skip
 
 
@@ -65,18 +69,20 @@ def least_missed(
     without: Callable[[Sequence[str]], float],
     *,
     until: Callable[[Damages], bool],
+    screen: Callable[[Sequence[str]], float] | None = None,
     free: Callable[[str, Sequence[str]], bool] = lambda path, gone: True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Damages:
     """Greedily, what is missed the least.
 
-    Each is tried alone; from then on only the candidates that were missed the least, together with those that are gone
-    already. Costs ``len(params) + CANDIDATES`` losses for each that goes after the first.
+    Each is tried alone; from then on only the candidates that were missed the least then, together with those that are
+    gone already. Costs ``len(params)`` losses by which candidates are found, and ``CANDIDATES`` for each that goes.
 
     Args:
         params: what may go, and the parameters that go with it.
         without: the loss without some.
         until: told what went so far; true where that is enough.
+        screen: a cheaper loss without some, by which candidates are found.
         free: whether one may still go, once others are gone.
         progress: told the losses that are worked out, and those that are known to be needed.
 
@@ -86,9 +92,9 @@ def least_missed(
     """
     done, wanted = 0, 1 + len(params)
 
-    def tried(paths: Sequence[str]) -> float:
+    def tried(paths: Sequence[str], measure: Callable[[Sequence[str]], float] = without) -> float:
         nonlocal done
-        found = without(paths)
+        found = measure(paths)
         done += 1
         if progress is not None:
             progress(done, wanted)
@@ -96,15 +102,15 @@ def least_missed(
 
     gone: list[str] = []
     losses = [tried(())]
-    alone = {path: tried([path]) for path in params}
+    alone = {path: tried([path], screen or without) for path in params}
     order = sorted(alone, key=lambda path: alone[path])
     while not until(found := Damages(tuple(gone), tuple(losses), tuple(params[p] for p in gone))):
         left = [path for path in order if path not in gone and free(path, gone)][:CANDIDATES]
         if not left:
             break
-        if gone:
-            wanted += len(left)
-        costs = {path: tried([*gone, path]) for path in left} if gone else alone
+        known = screen is None and not gone
+        wanted += 0 if known else len(left)
+        costs = alone if known else {path: tried([*gone, path]) for path in left}
         best = min(left, key=lambda path: costs[path])
         gone.append(best)
         losses.append(costs[best])

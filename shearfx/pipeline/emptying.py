@@ -95,20 +95,23 @@ class Emptying:
 
     def _chosen(self, groups: Sequence[Group], prices: Mapping[str, int]) -> Damages:
         config, subject, work = self.config, self.subject, self.subject.held.work
-        loss = Moved(work, self.study.batches(config.knowledge_windows, config.seed + 1))
+        moved = Moved(work, self.study.long_windows(config.missed_windows, config.seed + 1))
 
         def saved(names: Sequence[str]) -> int:
             return sum(prices[name] for name in names)
 
         if not groups:
-            return Damages((), (loss(),), ())
+            return Damages((), (moved(),), ())
         if config.branches == "auto":
-            widths = widths_lose(subject, self.lost_by_share, loss)
+            widths = widths_lose(subject, self.lost_by_share, moved)
         with Gates(subject.graph, work, groups) as gates:
 
-            def without(names: Sequence[str]) -> float:
+            def without(names: Sequence[str], measure: Callable[[], float] = moved) -> float:
                 gates.close(of_cuts(subject.graph, dict.fromkeys(names, ())))
-                return loss()
+                return measure()
+
+            def roughly(names: Sequence[str]) -> float:
+                return without(names, moved.roughly)
 
             def fits(name: str, gone: Sequence[str]) -> bool:
                 return saved(gone) + prices[name] < subject.amount
@@ -119,7 +122,7 @@ class Emptying:
                 return found.losses[-1] > widths(1.0)  # they alone lose more than widths would for all of it
 
             with self.teller.step("measuring what is lost without branches") as progress:
-                found = least_missed(prices, without, until=enough, free=fits, progress=progress)
+                found = least_missed(prices, without, until=enough, screen=roughly, free=fits, progress=progress)
         if config.branches == "auto":
             return best_split(found, [prices[name] for name in found.paths], widths, subject.amount)
         if len(found.paths) < config.branches:

@@ -134,12 +134,13 @@ class Shortening:
 
     def _chosen(self, layers: Sequence[Layer]) -> Damages:
         config, work, amount = self.config, self.full.held.work, self.full.amount
-        loss = Moved(work, self.study.batches(config.knowledge_windows, config.seed + 1))
+        loss = Moved(work, self.study.long_windows(config.missed_windows, config.seed + 1))
         if config.layers != "auto":
             with self.teller.step("measuring what is lost without layers") as progress:
                 return least_damage(
-                    work, layers, loss, until=lambda found: len(found.paths) == config.layers, progress=progress
-                )
+                    work, layers, loss, until=lambda found: len(found.paths) == config.layers, screen=loss.roughly,
+                    progress=progress,
+                )  # fmt: skip
         widths = widths_lose(self.full, self.pruning.lost_by_share, loss)
         prices = {layer.path: self.full.price(layer) for layer in layers}
 
@@ -151,5 +152,5 @@ class Shortening:
         if not layers:
             return Damages((), (widths(0.0),), ())
         with self.teller.step("measuring what is lost without layers") as progress:
-            found = least_damage(work, layers, loss, until=enough, progress=progress)
+            found = least_damage(work, layers, loss, until=enough, screen=loss.roughly, progress=progress)
         return best_split(found, [prices[path] for path in found.paths], widths, amount)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from shearfx.training.merging import merge_into
 
 TRAINED = 0.8
 """Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""
+LONG = 1024
+"""Tokens of the windows that show what reaches far back."""
 IN_ALL = 0.9
 """Share of what is left when training begins after which it ends in any case."""
 
@@ -56,10 +59,11 @@ class Study:
         self.tokenizer, self.config, self.teller = tokenizer, config, teller
         embedding = getattr(model, "get_input_embeddings", lambda: None)()
         self.vocabulary: int | None = getattr(embedding, "num_embeddings", None)
-        longest = positions(model)
-        if longest is not None and config.sequence_length > longest:
-            what = f"windows of {config.sequence_length} tokens, and the model has {longest} positions"
-            raise TrainingError(message(what, where="sequence_length", todo=f"set it to {longest} at most"))
+        self.longest = positions(model)
+        """Positions that the model has, where they are limited."""
+        if self.longest is not None and config.sequence_length > self.longest:
+            what = f"windows of {config.sequence_length} tokens, and the model has {self.longest} positions"
+            raise TrainingError(message(what, where="sequence_length", todo=f"set it to {self.longest} at most"))
         self._start = time.monotonic() - spent
         self.lr = rate_for(config.lr, getattr(embedding, "embedding_dim", None))
         """Peak learning rate."""
@@ -150,6 +154,30 @@ class Study:
                 stream = stream[length:]
         found = torch.stack(drawn[:windows]).to(self.device)
         return list(found.split(self.config.batch_size))
+
+    def long_windows(self, count: int, seed: int) -> list[Tensor]:
+        """Neighbours put together to windows of LONG tokens, or as many as the model has positions: what copies from
+        far back shows in these, and hardly in windows as short as recovery is content with.
+
+        Args:
+            count: of windows; fewer where there is no more text.
+            seed: of which.
+
+        Returns:
+            int64 ``[1, tokens]`` each, of all sources of text in turn; of instructions where there is none.
+        """
+        length = self.config.sequence_length
+        joined = max(1, min(LONG, self.longest or LONG) // length)
+        if not self.train["pretrain"]:
+            return list(torch.cat(self.batches(count * joined, seed)).view(count, joined * length).split(1))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for examples in self.train["pretrain"]:
+            side = min(joined, len(examples))
+            runs = examples.ids[: len(examples) // side * side].view(-1, side * length)
+            drawn.append(runs[torch.randperm(len(runs), generator=generator)[:count]].to(self.device).split(1))
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+        return [ids for ids in turns if ids is not None][:count]
 
     def judge(self, model: nn.Module, what: str, bare: ParameterCount | None = None) -> dict[str, Any]:
         """Losses on what was held out, and sizes: ``bare``, of a model that has adapters on it."""
