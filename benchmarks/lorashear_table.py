@@ -12,9 +12,12 @@ says what of the full model went, and a model of these sizes takes as long, what
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import itertools
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ import yaml
 from torch import nn
 
 from benchmarks import record
+from benchmarks.lorashear_report import DENSE, ROWS, report
 from benchmarks.texts import c4_parts
 from shearfx.analysis import trace
 from shearfx.attributes import settle
@@ -38,6 +42,7 @@ from shearfx.construction import construct
 from shearfx.depth import angular_distances, drop_layers, find_layers, nearest_run
 from shearfx.evaluation import parameter_count, perplexity
 from shearfx.footprint import peak, reset_peak
+from shearfx.graph import Graph
 from shearfx.inference import device_of, logits_of
 from shearfx.inference_cost import inference_cost
 from shearfx.models import LoadedModel, load_model
@@ -46,13 +51,11 @@ from shearfx.pipeline.study import Study
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.speed import by_turns
-from shearfx.zero_shot import kept, read_tasks, zero_shot
+from shearfx.zero_shot import read_tasks, zero_shot
 
-ROWS = record.RESULTS / "lorashear_table_rows"
 SETTINGS = Path(__file__).with_suffix(".yaml")
-DENSE, WHOLE = "dense", 0.0
-COLUMNS = ("ratio", "method", "parameters", "without embeddings", "WikiText-2", "C4", "mean", "kept", "above chance",
-           "prefill", "decode", "minutes", "peak, MiB", "seeds")  # fmt: skip
+WHOLE = 0.0
+TURNS = 5
 
 
 def main() -> None:
@@ -80,7 +83,9 @@ def main() -> None:
     names = {what: row_file(*what, options.tokens) for what in asked}
     todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
     dense = rows / f"{DENSE}.json"
-    if len(todo) > 1 and not options.time:  # each in a process of its own, whose peak of memory is the row's
+    if options.time:
+        time_again(Bench(options.data, options.runs, settings, options.model), [rows / names[what] for what in todo])
+    elif len(todo) > 1:  # each in a process of its own, whose peak of memory is the row's
         for seed, ratio, method in todo:
             own = ["--seeds", str(seed), "--ratios", str(ratio or settings["ratios"][0]), "--methods", method]
             subprocess.run([sys.executable, "-m", "benchmarks.lorashear_table", *sys.argv[1:], *own], check=True)
@@ -89,16 +94,20 @@ def main() -> None:
         if not dense.exists():
             found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, options.runs / "dense.jsonl")
             dense.write_text(json.dumps(found, indent=1) + "\n")
-        for done, (seed, ratio, method) in enumerate(todo, 1):
-            place = rows / names[seed, ratio, method]
-            if options.time:
-                row = bench.timed(json.loads(place.read_text()))
-            else:
-                row = bench.row(seed, ratio, method)
-            place.write_text(json.dumps(row, indent=1) + "\n")
-            said = row["speed_up"] if options.time else row["perplexity"]
-            print(f"[{done}/{len(todo)}] {ratio} {method}: {said}", file=sys.stderr, flush=True)
+        for what in todo:
+            row = bench.row(*what)
+            (rows / names[what]).write_text(json.dumps(row, indent=1) + "\n")
+            print(*what, row["perplexity"], file=sys.stderr, flush=True)
     report(settings, rows)
+
+
+def time_again(bench: Bench, places: Sequence[Path]) -> None:
+    """Measure the speeds of finished rows again, all by turns; those that do not say what was cut stay as they are."""
+    rows = {place: json.loads(place.read_text()) for place in places}
+    rows = {place: row for place, row in rows.items() if "cut" in row}
+    for place, speed in zip(rows, bench.speeds([row["cut"] for row in rows.values()]), strict=True):
+        new = rows[place] | speed | {"timed_on": record.hardware()}
+        place.write_text(json.dumps(new, indent=1) + "\n")
 
 
 def row_file(seed: int, ratio: float, method: str, tokens: int) -> str:
@@ -152,30 +161,34 @@ class Bench:
             gone, cut = run.records.get("layers", {}).get("paths", []), widths(sheared.plan)
         # of a run that went on in a second process neither is known
         spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(device))
-        found = self.judged(small, folder / "answers.jsonl") | self._speed(small)
+        found = self.judged(small, folder / "answers.jsonl") | self._speeds([small])[0]
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
                         "cut": {"layers": gone, "widths": cut}, "minutes": spent, "peak": most,
                         "torch": torch.__version__, "settings": named}  # fmt: skip
 
-    def timed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A finished row with speeds measured again; as it is where it does not say what was cut."""
-        if "cut" not in row:
-            return row
-        small = self._of_size(row["cut"]["layers"], row["cut"]["widths"])
-        assert parameter_count(small).total == row["parameters"]
-        return row | self._speed(small.to(torch.bfloat16)) | {"timed_alone": True, "timed_on": record.hardware()}
+    def speeds(self, cuts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Of models that are cut so, as rows say it."""
+        models = []
+        for done, cut in enumerate(cuts, 1):
+            models.append(self._of_size(cut["layers"], cut["widths"]).to(torch.bfloat16))
+            print(f"[{done}/{len(cuts)}] cut", file=sys.stderr, flush=True)
+        return self._speeds(models)
 
     def _of_size(self, gone: Sequence[str], cut: Mapping[str, int]) -> nn.Module:
         """The full model without these layers, and with so many structures of these groups: the first ones."""
-        full = load_model(self.spec)
-        small = full.module
+        small, graph = self.full.module, self.graph
         if gone:
-            small = drop_layers(small, trace(small, *full.args, **full.kwargs), gone)
+            small = drop_layers(small, graph, gone)
+            graph = trace(small, *self.full.args, **self.full.kwargs)
         if cut:
-            graph = trace(small, *full.args, **full.kwargs)
             plan = of_cuts(graph, {name: range(count) for name, count in cut.items()})
             small = construct(small, settle(small, graph, plan))
-        return small
+        return copy.deepcopy(small)
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Of the full model."""
+        return trace(self.full.module, *self.full.args, **self.full.kwargs)
 
     def _trained(
         self, config: ShearConfig, how: str | None, ratio: float, folder: Path
@@ -220,98 +233,22 @@ class Bench:
             "tasks": tasks,
         }  # fmt: skip
 
-    def _speed(self, small: nn.Module) -> dict[str, Any]:
-        """Prefill and decode of both models by turns, in bfloat16."""
-        full = load_model(self.spec).module.to(device_of(small), torch.bfloat16)
-        before, after = by_turns([full, small], 5)
-        ratios = {what: sorted(getattr(b, what) / getattr(a, what) for a, b in zip(before, after, strict=True))[2]
-                  for what in ("prefill", "decode")}  # fmt: skip
-        return {"speed_up": ratios, "timed": str(after[0]), "cost": vars(inference_cost(small))}
+    def _speeds(self, models: Sequence[nn.Module]) -> list[dict[str, Any]]:
+        """Prefill and decode of models and of the full one by turns, in bfloat16."""
+        full = load_model(self.spec).module.to(device_of(models[0]), torch.bfloat16)
+        before, *found = by_turns([full, *models], TURNS)
+        rows = []
+        for model, after in zip(models, found, strict=True):
+            ratios = {what: statistics.median(getattr(b, what) / getattr(a, what)
+                                              for a, b in zip(before, after, strict=True))
+                      for what in ("prefill", "decode")}  # fmt: skip
+            rows.append({"speed_up": ratios, "timed": str(after[0]), "cost": vars(inference_cost(model))})
+        return rows
 
 
 def widths(plan: PruningPlan) -> dict[str, int]:
     """By group that is cut, how many of its structures stay."""
     return {cut.name: len(cut.kept) for cut in plan.cuts}
-
-
-def report(settings: dict[str, Any], folder: Path) -> None:
-    """Means over seeds; beside the rows, and in ``results`` where they are kept there."""
-    dense = json.loads((folder / f"{DENSE}.json").read_text())
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
-    rows = [row for row in rows if row["method"] in settings["methods"] and not stale(row, settings)]
-    order = list(settings["methods"])
-    groups: dict[tuple[float, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["ratio"], order.index(row["method"])), []).append(row)
-    lines = [_line([dense], dense, settings, ratio=0, method="dense")]
-    lines += [
-        _line(same, dense, settings, ratio=ratio, method=order[at]) for (ratio, at), same in sorted(groups.items())
-    ]
-    beside = sum(not row.get("timed_alone") for row in rows)
-    hurried = f" ({beside} rows were timed while others ran)" if beside else ""
-    signal = ", ".join(f"{name} ({metric})" for name, metric in settings["signal"].items())
-    tasks = []
-    for row in rows:
-        found = {name: f"{one['acc']:.3f} ±{one['acc_stderr']:.3f}" for name, one in row["tasks"].items()}
-        tasks.append({"ratio": row["ratio"], "method": row["method"], "seed": row["seed"]} | found)
-    text = (
-        f"{dense['model']}; {settings['common']['tokens']} training tokens for every "
-        f"method, at {settings['common']['batch_size']} windows of {settings['common']['sequence_length']} a step. "
-        f"Of the dense model, {'; '.join(f'{text}: {said}' for text, said in dense['conditions'].items())}. "
-        f"`mean`: over {signal}, first {settings['limit']} items of each. `kept`, `above chance`: of the dense model's "
-        "mean, with the middle 95% of a paired bootstrap over items. Speed-ups in bfloat16, medians of 5 rounds by "
-        f"turns{hurried}. `minutes`: processor time of the whole run (with one thread, the wall clock of an idle "
-        "core).\n\n"
-    )
-    text += "".join(f"- {note}\n" for note in settings["notes"]) + "\n"
-    text += record.table(lines, COLUMNS) + "\n\nAccuracy and standard error, all tasks:\n\n"
-    text += record.table(tasks, ("ratio", "method", "seed", *dense["tasks"]))
-    if folder == ROWS:
-        record.keep("lorashear_table", "LoRAShear and its rivals", text, lines)
-    else:
-        print(text)
-
-
-def stale(row: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a row was made by other settings than those of now; of the first rows the tokens alone are known."""
-    asked = settings["common"] | {
-        key: value[row["ratio"]] if isinstance(value, dict) else value
-        for key, value in settings["methods"][row["method"]].items()
-    }
-    return bool(row["tokens"] != asked["tokens"] or row.get("settings", asked) != asked)
-
-
-def _line(
-    same: Sequence[dict[str, Any]], dense: dict[str, Any], settings: dict[str, Any], **named: Any
-) -> dict[str, Any]:
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    def right(row: dict[str, Any]) -> dict[str, list[bool]]:
-        return {name: [sign == "1" for sign in row["tasks"][name]["right_norm" if metric == "acc_norm" else "right"]]
-                for name, metric in settings["signal"].items()}  # fmt: skip
-
-    chance = {name: dense["tasks"][name]["chance"] for name in settings["signal"]}
-    scores = [mean([mean([float(v) for v in of]) for of in right(row).values()]) for row in same]
-    found = [kept(right(dense), right(row), chance) for row in same]
-
-    def share(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> str:
-        low, high = (mean([interval[end] for interval in intervals]) for end in (0, 1))
-        return f"{mean(values):.1%} ({low:.0%} to {high:.0%})"
-
-    line: dict[str, Any] = named | {
-        "parameters": f"{same[0]['parameters']:,}", "without embeddings": f"{same[0]['without_embeddings']:,}",
-        **{key: f"{mean([row['perplexity'][key] for row in same]):.2f}" for key in ("WikiText-2", "C4")},
-        "mean": f"{mean(scores):.3f}", "kept": share([k.raw for k in found], [k.raw_interval for k in found]),
-        "above chance": share([k.above_chance for k in found], [k.above_chance_interval for k in found]),
-        "seeds": len(same),
-    }  # fmt: skip
-    if "speed_up" in same[0]:
-        line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
-        minutes, peaks = ([row[what] for row in same if row[what]] for what in ("minutes", "peak"))
-        line |= {"minutes": f"{mean(minutes):.0f}" if minutes else ""}
-        line |= {"peak, MiB": max(peaks) >> 20 if peaks else ""}
-    return line
 
 
 def _text(right: Sequence[bool] | None) -> str | None:
