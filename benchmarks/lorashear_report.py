@@ -15,6 +15,7 @@ ROWS = record.RESULTS / "lorashear_table_rows"
 DENSE = "dense"
 COLUMNS = ("ratio", "method", "parameters", "without embeddings", "WikiText-2", "C4", "mean", "kept", "above chance",
            "prefill", "decode", "minutes", "peak, MiB", "seeds")  # fmt: skip
+SHORT = ("cut", "method", "WikiText-2", "C4", "mean", "above chance", "prefill", "decode")
 
 
 def report(settings: dict[str, Any], folder: Path) -> None:
@@ -53,6 +54,16 @@ def report(settings: dict[str, Any], folder: Path) -> None:
         record.keep("lorashear_table", "LoRAShear and its rivals", text, lines)
     else:
         print(text)
+
+
+def short() -> str:
+    """The table of the last report in the README's columns; of each ratio the best perplexity of C4 first."""
+    lines = json.loads((record.RESULTS / "lorashear_table.json").read_text())["data"]
+    lines.sort(key=lambda line: (line["ratio"], float(line["C4"])))
+    rows = [line | {"cut": f"{line['ratio']:.0%}" if line["ratio"] else "none",
+                    "method": f"**{line['method']}**" if line["method"].startswith("shearfx") else line["method"]}
+            for line in lines]  # fmt: skip
+    return record.table(rows, SHORT)
 
 
 def stale(row: dict[str, Any], settings: dict[str, Any]) -> bool:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.readme
 
-A part lies between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; NAME is ``operators``, or that of a file in
-``results``, which appears without its title. A test holds the README to this.
+A part lies between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; NAME is ``operators``, ``methods`` (a part of the
+table of methods), or that of a file in ``results``, which appears without its title. A test holds the README to this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.lorashear_report import short
 from benchmarks.record import RESULTS
 from shearfx.rules.listing import table
 
@@ -22,6 +23,8 @@ def part(name: str) -> str:
     """The text of one part; a mark for what was not measured."""
     if name == "operators":
         return table()
+    if name == "methods":
+        return short()
     file = RESULTS / f"{name}.md"
     if not file.is_file():
         return f"{MISSING} `python -m benchmarks.{name}` fills this in."

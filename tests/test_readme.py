@@ -39,7 +39,7 @@ def test_first_commands_are_the_demo_and_the_tests() -> None:
 
 def test_generated_parts_are_in_step() -> None:
     marks = re.findall(r"<!-- (\w+): begin -->", README)
-    assert marks == ["operators", "real_models"]
+    assert marks == ["methods", "operators", "real_models"]
     assert readme.updated(README) == README, "run python -m benchmarks.readme"
 
 
