@@ -2,8 +2,8 @@
 
     python -m benchmarks.readme
 
-A part lies between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; NAME is ``operators``, ``methods`` (a part of the
-table of methods), or that of a file in ``results``, which appears without its title. A test holds the README to this.
+A part lies between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; NAME is ``operators``, ``methods`` (of
+``lorashear_table``), or that of a file in ``results``, which appears without its title. A test holds it to this.
 """
 
 from __future__ import annotations
