@@ -66,12 +66,15 @@ def short() -> str:
     return record.table(rows, SHORT)
 
 
+def fields(settings: dict[str, Any], method: str, ratio: float) -> dict[str, Any]:
+    """What a method sets; of what depends on the ratio, that of this one."""
+    named = settings["methods"][method]
+    return {key: value[ratio] if isinstance(value, dict) else value for key, value in named.items()}
+
+
 def stale(row: dict[str, Any], settings: dict[str, Any]) -> bool:
     """Whether a row was made by other settings than those of now; of the first rows the tokens alone are known."""
-    asked = settings["common"] | {
-        key: value[row["ratio"]] if isinstance(value, dict) else value
-        for key, value in settings["methods"][row["method"]].items()
-    }
+    asked = settings["common"] | fields(settings, row["method"], row["ratio"])
     return bool(row["tokens"] != asked["tokens"] or row.get("settings", asked) != asked)
 
 

@@ -33,7 +33,7 @@ import yaml
 from torch import nn
 
 from benchmarks import record
-from benchmarks.lorashear_report import DENSE, ROWS, report
+from benchmarks.lorashear_report import DENSE, ROWS, fields, report
 from benchmarks.texts import c4_parts
 from shearfx.analysis import trace
 from shearfx.attributes import settle
@@ -55,7 +55,6 @@ from shearfx.zero_shot import read_tasks, zero_shot
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 WHOLE = 0.0
-TURNS = 5
 
 
 def main() -> None:
@@ -140,8 +139,7 @@ class Bench:
 
     def row(self, seed: int, ratio: float, method: str) -> dict[str, Any]:
         """One method, cut, recovered and judged."""
-        of = {key: value[ratio] if isinstance(value, dict) else value
-              for key, value in self.settings["methods"][method].items()}  # fmt: skip
+        of = fields(self.settings, method, ratio)
         named = self.settings["common"] | of
         how, dense = of.pop("run_of_layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
@@ -185,7 +183,7 @@ class Bench:
         if cut:
             plan = of_cuts(graph, {name: range(count) for name, count in cut.items()})
             small = construct(small, settle(small, graph, plan))
-        return copy.deepcopy(small)
+        return copy.deepcopy(small)  # which shares tensors with the full model
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -238,7 +236,7 @@ class Bench:
     def _speeds(self, models: Sequence[nn.Module]) -> list[dict[str, Any]]:
         """Prefill and decode of models and of the full one by turns, in bfloat16."""
         full = load_model(self.spec).module.to(device_of(models[0]), torch.bfloat16)
-        before, *found = by_turns([full, *models], TURNS)
+        before, *found = by_turns([full, *models])
         rows = []
         for model, after in zip(models, found, strict=True):
             ratios = {what: statistics.median(getattr(b, what) / getattr(a, what)

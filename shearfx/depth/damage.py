@@ -59,7 +59,7 @@ def least_damage(
         return without
 
     return least_missed(
-        {layer.path: layer.params for layer in layers}, of(loss), until=until, screen=of(screen or loss),
+        {layer.path: layer.params for layer in layers}, of(loss), until=until, screen=of(screen) if screen else None,
         progress=progress, free=lambda path, gone: not _last(model, lists[path], gone),
     )  # fmt: skip
 

@@ -31,10 +31,10 @@ from shearfx.training.merging import merge_into
 
 TRAINED = 0.8
 """Share of what is left of a wall-clock budget that goes into training steps; the rest judges, cuts and saves."""
-LONG = 1024
-"""Tokens of the windows that show what reaches far back."""
 IN_ALL = 0.9
 """Share of what is left when training begins after which it ends in any case."""
+LONG = 1024
+"""Tokens of the windows that show what reaches far back."""
 
 
 class Study:
