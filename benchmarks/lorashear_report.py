@@ -31,7 +31,7 @@ def report(settings: dict[str, Any], folder: Path) -> None:
     lines += [
         _line(same, dense, settings, ratio=ratio, method=order[at]) for (ratio, at), same in sorted(groups.items())
     ]
-    where = Counter(row.get("timed_on", "elsewhere, or while others ran") for row in rows)
+    where = Counter(row.get("timed_on", "elsewhere, or while others ran") for row in rows if "speed_up" in row)
     timed = "; ".join(f"{count} rows: {name}" for name, count in where.most_common())
     signal = ", ".join(f"{name} ({metric})" for name, metric in settings["signal"].items())
     tasks = []
@@ -103,9 +103,9 @@ def _line(
         "above chance": share([k.above_chance for k in found], [k.above_chance_interval for k in found]),
         "seeds": len(same),
     }  # fmt: skip
-    if "speed_up" in same[0]:
-        line |= {what: f"{mean([row['speed_up'][what] for row in same]):.2f}" for what in ("prefill", "decode")}
-        minutes, peaks = ([row[what] for row in same if row[what]] for what in ("minutes", "peak"))
-        line |= {"minutes": f"{mean(minutes):.0f}" if minutes else ""}
-        line |= {"peak, MiB": max(peaks) >> 20 if peaks else ""}
+    timed = [row["speed_up"] for row in same if "speed_up" in row]
+    if timed:
+        line |= {what: f"{mean([one[what] for one in timed]):.2f}" for what in ("prefill", "decode")}
+    minutes, peaks = ([row[what] for row in same if row.get(what)] for what in ("minutes", "peak"))
+    line |= {"minutes": f"{mean(minutes):.0f}" if minutes else "", "peak, MiB": max(peaks) >> 20 if peaks else ""}
     return line

@@ -6,12 +6,14 @@ Methods, ratios and seeds stand in ``lorashear_table.yaml``. Trained on C4 (rows
 judged on WikiText-2, on the rest of C4, and on eight zero-shot tasks. Each run has a folder under ``--runs`` and goes
 on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again. Speeds are
 those of the moment: ``--time`` measures them again, on a machine that does nothing else by then. It needs no run: a row
-says what of the full model went, and a model of these sizes takes as long, whatever it has learnt.
+says what of the full model went, and a model of these sizes takes as long, whatever it has learnt. Where the processor
+does not compute in bfloat16, products are imitated (``widened.py``); speeds and minutes wait for a machine that does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import itertools
@@ -35,6 +37,7 @@ from torch import nn
 from benchmarks import record
 from benchmarks.lorashear_report import DENSE, ROWS, fields, report
 from benchmarks.texts import c4_parts
+from benchmarks.widened import Widened
 from shearfx.analysis import trace
 from shearfx.attributes import settle
 from shearfx.config import ShearConfig
@@ -43,7 +46,7 @@ from shearfx.depth import angular_distances, drop_layers, find_layers, nearest_r
 from shearfx.evaluation import parameter_count, perplexity
 from shearfx.footprint import peak, reset_peak
 from shearfx.graph import Graph
-from shearfx.inference import device_of, logits_of
+from shearfx.inference import computes_bfloat16, device_of, logits_of
 from shearfx.inference_cost import inference_cost
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline import Shearing, Silent
@@ -82,6 +85,8 @@ def main() -> None:
     names = {what: row_file(*what, options.tokens) for what in asked}
     todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
     dense = rows / f"{DENSE}.json"
+    if options.time and not computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        parser.error("--time is about bfloat16, which this processor does not compute in")
     if options.time:
         time_again(Bench(options.data, options.runs, settings, options.model), [rows / names[what] for what in todo])
     elif len(todo) > 1:  # each in a process of its own, whose peak of memory is the row's
@@ -90,13 +95,15 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "benchmarks.lorashear_table", *sys.argv[1:], *own], check=True)
     elif todo or not dense.exists():
         bench = Bench(options.data, options.runs, settings, options.model)
-        if not dense.exists():
-            found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, options.runs / "dense.jsonl")
-            dense.write_text(json.dumps(found, indent=1) + "\n")
-        for what in todo:
-            row = bench.row(*what)
-            (rows / names[what]).write_text(json.dumps(row, indent=1) + "\n")
-            print(*what, row["perplexity"], file=sys.stderr, flush=True)
+        # torch's modes have no types
+        with contextlib.nullcontext() if bench.native else Widened():  # type: ignore[no-untyped-call]
+            if not dense.exists():
+                found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, options.runs / "dense.jsonl")
+                dense.write_text(json.dumps(found, indent=1) + "\n")
+            for what in todo:
+                row = bench.row(*what)
+                (rows / names[what]).write_text(json.dumps(row, indent=1) + "\n")
+                print(*what, row["perplexity"], file=sys.stderr, flush=True)
     report(settings, rows)
 
 
@@ -125,6 +132,8 @@ class Bench:
         self.settings, self.runs = settings, runs
         runs.mkdir(parents=True, exist_ok=True)
         self.spec = model or str(smollm2_path())
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.native = computes_bfloat16(self.device)
         self.full = load_model(self.spec)
         train, judge = c4_parts(data, runs)
         self.sources = {
@@ -142,10 +151,10 @@ class Bench:
         of = fields(self.settings, method, ratio)
         named = self.settings["common"] | of
         how, dense = of.pop("run_of_layers", None), of.pop("dense", False)
-        common = self.settings["common"] | {"seed": seed} | ({} if dense else {"ratio": ratio})
+        common = self.settings["common"] | {"seed": seed, "dtype": "bfloat16"} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
-        start, device = time.process_time(), torch.device("cpu" if not torch.cuda.is_available() else "cuda")
-        reset_peak(device)
+        start = time.process_time()
+        reset_peak(self.device)
         folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
         resumed = folder.exists()
         gone: list[str] = []
@@ -160,8 +169,12 @@ class Bench:
             small, achieved = sheared.model, sheared.plan.achieved
             gone, cut = run.records.get("layers", {}).get("paths", []), widths(sheared.plan)
         # of a run that went on in a second process neither is known
-        spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(device))
-        found = self.judged(small, folder / "answers.jsonl") | self._speeds([small])[0]
+        spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(self.device))
+        found = self.judged(small, folder / "answers.jsonl")
+        if self.native:
+            found |= self._speeds([small])[0]
+        else:
+            spent = None
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
                         "cut": {"layers": gone, "widths": cut}, "minutes": spent, "peak": most,
                         "torch": torch.__version__, "settings": named}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written under a temporary name beside the place, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name beside the place, then renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shearfx.errors import CheckpointError, message
 
-__all__ = ["PLAN_FILE", "check_free", "new_folder", "put_back", "replace_folder", "write_text"]
+__all__ = ["PLAN_FILE", "check_free", "new_folder", "put_back", "replace_file", "replace_folder", "write_text"]
 
 PLAN_FILE = "shearfx_plan.json"
 """What marks a folder as one that shearfx wrote."""
@@ -58,6 +58,25 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write one file, text as UTF-8, whole or not at all; a file that is there is replaced, and stays until then.
+
+    Raises:
+        CheckpointError: it cannot be written (full disk, no permission).
+    """
+    target = Path(os.path.abspath(Path(path).expanduser()))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync_one(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise _not_written(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put_back(path: str | os.PathLike[str]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shearfx.atomic import replace_file
 from shearfx.config import ShearConfig
 from shearfx.config_changes import changes
 from shearfx.errors import CheckpointError, message
@@ -122,9 +123,7 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
-        temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        replace_file(self.path / name, text)
 
 
 def _is_begun(path: Path) -> bool:

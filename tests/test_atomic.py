@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shearfx.atomic import PLAN_FILE, new_folder, put_back, replace_folder, write_text
+from shearfx.atomic import PLAN_FILE, new_folder, put_back, replace_file, replace_folder, write_text
 from shearfx.errors import CheckpointError, ShearError
 
 
@@ -50,6 +50,23 @@ def test_a_disk_that_is_full_when_files_are_flushed(tmp_path: Path, monkeypatch:
     with pytest.raises(CheckpointError, match="the disk is full"), new_folder(tmp_path / "new") as folder:
         write_text(folder / "x", "half")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a" / "plan.json"
+    replace_file(target, "ü\n")
+    assert target.read_bytes() == "ü\n".encode()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="the disk is full") as caught:
+        patch.setattr(os, "fsync", full)
+        replace_file(target, b"other")
+    assert str(target) in str(caught.value)
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == {"plan.json": "ü\n".encode()}
+    replace_file(target, b"other")
+    assert target.read_bytes() == b"other"
 
 
 def test_what_exists_is_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import shearfx
 from shearfx.attributes import Solution, solve
-from shearfx.cli.prune import show_plan
+from shearfx.cli.plan_shown import show_plan
 from shearfx.errors import PlanError
 from shearfx.graph import Graph
 from shearfx.pruning_plan import PruningPlan, of_cuts

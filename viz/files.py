@@ -1,4 +1,4 @@
-"""Which suffix means which picture, and writing it whole or not at all."""
+"""Which suffix means which picture, and writing it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from shearfx.atomic import replace_file
 from shearfx.errors import ShearError, message
 from shearfx.viz import dot
 from shearfx.viz.exports import explorer, graphml, node_link
 from shearfx.viz.page import html
 from shearfx.viz.scene import Scene
 
-__all__ = ["SUFFIXES", "check", "check_place", "write", "write_file"]
+__all__ = ["SUFFIXES", "check", "check_place", "write"]
 
 SUFFIXES: dict[str, Callable[[Scene], dict[str, bytes]]] = {
     ".svg": dot.svg,
@@ -66,29 +67,11 @@ def write(scene: Scene, path: Path, overwrite: bool = False) -> list[Path]:
         instead, content = path.with_name(f"{stem}.dot"), dot.source(scene)[".dot"]
         if not (instead.is_file() and instead.read_bytes() == content):  # asked for as well, and written already
             check_place(instead, overwrite)
-            write_file(instead, content)
+            replace_file(instead, content)
         raise ShearError(dot.missing(instead, path))
     files = {path.with_name(f"{stem}{ending}"): content for ending, content in SUFFIXES[suffix](scene).items()}
     for place in files:
         check_place(place, overwrite)
     for place, content in files.items():
-        write_file(place, content)
+        replace_file(place, content)
     return list(files)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        ShearError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        todo = "check the path, its permissions and the space on the disk"
-        raise ShearError(
-            message(f"the picture cannot be written: {error.strerror}", where=str(path), todo=todo)
-        ) from error

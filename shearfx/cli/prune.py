@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from shearfx.cli import summary
 from shearfx.cli.analyze import trace_with_progress
 from shearfx.cli.console import AsJson, Debug, Talk, talking
 from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_plan, read_text
-from shearfx.errors import CheckpointError, PlanError, message
+from shearfx.cli.plan_shown import describe, show_plan
+from shearfx.cli.prune_checks import (
+    check_amounts,
+    check_known,
+    check_options,
+    check_out,
+    groups_known,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from shearfx.pruning_plan import PruningPlan
     from shearfx.running_time import RunningTime
 
-__all__ = ["cut_rows", "prune"]
+__all__ = ["prune"]
 
 
 class Scope(StrEnum):
@@ -122,13 +126,16 @@ def prune(
 ) -> None:
     """Remove a share of MODEL's parameters and save the smaller model, a plain Hugging Face folder where it can be."""
     with talking(as_json, debug) as talk:
-        _check_options(context, apply)
-        _check_amounts(samples, sequence_length)
-        _check_free(out, file=plan_only, overwrite=overwrite)
-        multiple = _field("RoundTo", round_to, "round_to")
+        from shearfx.config_values import field_value
+        from shearfx.planning import check_request
+
+        check_options(context, apply)
+        check_amounts(samples, sequence_length)
+        check_out(out, file=plan_only, overwrite=overwrite)
+        multiple = field_value("RoundTo", round_to, "round_to")
         if apply is None:
-            _check_request(0.2 if ratio is None else ratio, scope.value, form.value, multiple, unit.value, floor)
-        unprunable, measured = _known(knowledge, gamma)
+            check_request(0.2 if ratio is None else ratio, scope.value, form.value, multiple, unit.value, floor)
+        unprunable, measured = groups_known(knowledge, gamma)
         if apply is not None:
             plan = read_plan(apply)
             if _on_disk(model, plan, dtype):
@@ -157,10 +164,12 @@ def prune(
                 floor=floor,
                 seed=seed,
             )
-            _check_known(plan, measured)
+            check_known(plan, measured)
         data = {"model": model, "out": str(out), **describe(plan)}
         if plan_only:
-            _write(out, plan.to_json())
+            from shearfx.atomic import replace_file
+
+            replace_file(out, plan.to_json())
         elif loaded is not None:
             data |= _cut_and_save(talk, loaded, plan, out, overwrite)
         if not plan_only:
@@ -259,139 +268,3 @@ def _cut_on_disk(talk: Talk, model: str, plan: PruningPlan, out: Path, overwrite
 
     with talk.step(f"cutting {model} into {out}"):
         apply_to_folder(model, plan, out, overwrite=overwrite)
-
-
-# -- what was cut ----------------------------------------------------------------------------------------
-
-
-def describe(plan: PruningPlan) -> dict[str, Any]:
-    """Everything that ``shearfx prune --json`` says of a plan."""
-    return {
-        "asked": plan.asked,
-        "achieved": plan.achieved,
-        "options": plan.options,
-        "cuts": [
-            {"name": c.name, "kind": c.kind, "certificate": c.certificate, "size": c.size, "kept": len(c.kept)}
-            for c in plan.cuts
-        ],
-    }
-
-
-def cut_rows(plan: PruningPlan) -> list[tuple[str, str, int, int, int]]:
-    """What is cut as (kind, certificate, groups, structures removed, structures in these groups)."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for cut in plan.cuts:
-        row = rows.setdefault((cut.kind, cut.certificate), [0, 0, 0])
-        row[0] += 1
-        row[1] += cut.size - len(cut.kept)
-        row[2] += cut.size
-    return [(kind, certificate, *counts) for (kind, certificate), counts in rows.items()]  # type: ignore[misc]
-
-
-def show_plan(out: Console, plan: PruningPlan) -> None:
-    """Print what a plan cuts: a table by kind, and a line for each layer."""
-    table = Table(title="cut", title_justify="left", show_edge=False)
-    for name in ("kind", "certificate"):
-        table.add_column(name)
-    for name in ("groups", "removed"):
-        table.add_column(name, justify="right")
-    for kind, certificate, groups, removed, size in cut_rows(plan):
-        table.add_row(kind, certificate, str(groups), f"{removed:,} of {size:,}")
-    out.print(table)
-    per_layer: dict[str, list[str]] = {}
-    for cut in plan.cuts:
-        per_layer.setdefault(summary.layer_of(cut.name), []).append(f"{cut.kind} {cut.size} -> {len(cut.kept)}")
-    for layer, text in summary.collapse({layer: ", ".join(texts) for layer, texts in per_layer.items()}):
-        out.print(f"  {layer or 'all layers'}: {text}", markup=False, soft_wrap=True)
-    for reason, names in dict(plan.options.get("left_whole", {})).items():
-        out.print(f"left whole: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
-    units = {"flops": "operations", "milliseconds": "time, as measured by kind of structure"}
-    unit = units.get(str(plan.options.get("unit")), "parameters")
-    out.print(f"removed {plan.achieved:.2%} of the {unit} (asked: {plan.asked:.2%})")
-
-
-# -- checking what was asked -----------------------------------------------------------------------------
-
-
-def _check_options(context: typer.Context, apply: Path | None) -> None:
-    """A plan brings its own answers to whatever one could ask of planning."""
-    beside = {"model", "out", "apply", "overwrite", "original", "dtype", "device", "as_json", "debug"}
-    given = [
-        "--" + name.replace("_", "-")
-        for name in context.params
-        if name not in beside and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if apply is not None and given:
-        where = f"{', '.join(given)} beside --apply"
-        raise PlanError(message("--apply brings its own plan", where=where, todo="pass one of the two"))
-
-
-def _check_request(*options: Any) -> None:
-    from shearfx.planning import check_request
-
-    check_request(*options)
-
-
-def _check_amounts(samples: int, sequence_length: int) -> None:
-    if samples < 1 or sequence_length < 2:
-        raise PlanError(
-            message(
-                f"{samples} windows of {sequence_length} tokens are nothing to score on",
-                where="--samples, --sequence-length",
-                todo="pass at least 1 window of 2 tokens",
-            )
-        )
-
-
-def _check_free(out: Path, *, file: bool, overwrite: bool) -> None:
-    """Say before minutes of work what would go wrong after them; ``save`` looks again."""
-    from shearfx.atomic import check_free
-
-    if not file:
-        check_free(out, overwrite)
-    elif os.path.lexists(out) and not overwrite:
-        raise CheckpointError(message("the file exists", where=str(out), todo="name a new file, or pass --overwrite"))
-
-
-def _known(knowledge: Path | None, gamma: str | None) -> tuple[list[str], list[str]]:
-    """Names of the groups that are to stay whole, and of all that were measured."""
-    if knowledge is None:
-        if gamma is not None:
-            raise PlanError(message("--gamma is about a knowledge analysis", todo="pass --knowledge FILE"))
-        return [], []
-    from shearfx.knowledge import KnowledgeDistribution
-
-    found = KnowledgeDistribution.load(knowledge)
-    whole = found.unprunable() if gamma is None else found.unprunable(_field("Gamma", gamma, "gamma"))
-    of = {row.name: row.groups for row in found.rows}
-    return [group for name in whole for group in of[name]], [group for groups in of.values() for group in groups]
-
-
-def _check_known(plan: PruningPlan, measured: list[str]) -> None:
-    """Refuse to cut what a knowledge analysis did not look at."""
-    unknown = next((cut for cut in plan.cuts if measured and cut.name not in measured), None)
-    if unknown is not None:
-        what = f"the knowledge analysis says nothing of {unknown.name} ({unknown.kind}), and the plan cuts it"
-        todo = f"pass --kinds of what was analysed, or analyse {unknown.kind} too (--set kinds=[...])"
-        raise PlanError(message(what, where="--knowledge", todo=todo))
-
-
-def _field(kind: str, value: str, name: str) -> Any:
-    from shearfx.config_values import field_value
-
-    return field_value(kind, value, name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        todo = "check the path, its permissions and the space on the disk"
-        raise CheckpointError(
-            message(f"the plan cannot be written: {error.strerror}", where=str(path), todo=todo)
-        ) from error

@@ -37,7 +37,8 @@ def report(
     A run that is unfinished or damaged gives a page on what there is, which says what is missing.
     """  # fmt: skip
     with talking(as_json, debug) as talk:
-        from shearfx.viz.files import check_place, write_file
+        from shearfx.atomic import replace_file
+        from shearfx.viz.files import check_place
         from shearfx.viz.report.page import REPORT, to_html
         from shearfx.viz.report.reading import read_runs
 
@@ -50,7 +51,7 @@ def report(
                 raise ShearError(message(f"{target.name!r} is no page", where="-o", todo="end it with .html"))
             check_place(target, overwrite)
         found = read_runs(runs)
-        write_file(target, to_html(found).encode(errors="replace"))
+        replace_file(target, to_html(found).encode(errors="replace"))
         missing = {run.name: run.missing for run in found}
         data = {"runs": [str(path) for path in runs], "written": str(target), "missing": missing}
 

@@ -6,12 +6,11 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shearfx.atomic import write_text
+from shearfx.atomic import replace_file
 from shearfx.errors import CheckpointError, PlanError, message
 from shearfx.knowledge.crucial import unlike_their_like
 
@@ -170,18 +169,7 @@ class KnowledgeDistribution:
         Raises:
             CheckpointError: it cannot be written.
         """
-        target = Path(path)
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            os.close(handle)
-            temporary = Path(name)
-            try:
-                write_text(temporary, self.to_json())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise CheckpointError(message(f"it cannot be written: {error}", where=str(target))) from error
+        replace_file(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KnowledgeDistribution:

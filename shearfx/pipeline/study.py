@@ -19,7 +19,7 @@ from shearfx.config_values import LearningRate
 from shearfx.data import IGNORED, Examples, Kind, distinct, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
-from shearfx.inference import positions
+from shearfx.inference import computes_bfloat16, positions
 from shearfx.low_rank import adapters_of
 from shearfx.models import device_named
 from shearfx.pipeline.adapting import Factors, adapting
@@ -384,7 +384,6 @@ def dtype_of(asked: str, model: nn.Module, device: torch.device) -> torch.dtype:
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and device.type == "cpu" else floating(model)
+    if computes_bfloat16(device):
+        return torch.bfloat16
+    return torch.float32 if device.type == "cuda" else floating(model)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shearfx.architectures import config_of
+from shearfx.atomic import replace_file
 from shearfx.errors import DataError, message
 from shearfx.inference import bos_of, dtype_name, tokenizer_name
 from shearfx.zero_shot.answers import Answer
@@ -29,7 +30,8 @@ class AnswerFile:
         model, tokenizer: whose answers they are.
 
     Raises:
-        DataError: the file cannot be used, or holds the answers of another model.
+        DataError: the file cannot be read, or holds the answers of another model.
+        CheckpointError: it cannot be written.
     """
 
     def __init__(self, path: Path | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,8 +45,7 @@ class AnswerFile:
             if path.exists():
                 self._read(path, whose)
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(whose) + "\n", encoding="utf-8")
+                replace_file(path, json.dumps(whose) + "\n")
         except OSError as error:
             what = f"the file of answers cannot be used: {error.strerror}"
             raise DataError(message(what, where=str(path), todo="name another file")) from error
@@ -69,7 +70,7 @@ class AnswerFile:
         lines = text.splitlines()
         if text and not text.endswith("\n"):  # killed while it was written
             lines.pop()
-            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            replace_file(path, "".join(line + "\n" for line in lines))
         try:
             header, *rest = [json.loads(line) for line in lines] or [None]
             found = {(one["task"], one["item"]): [Answer(*answer) for answer in one["answers"]] for one in rest}

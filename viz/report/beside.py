@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from shearfx.viz.files import write_file
+from shearfx.atomic import replace_file
 from shearfx.viz.report.page import REPORT, report
 
 
@@ -18,7 +18,7 @@ def report_beside(run: Path, warn: Callable[[str], None]) -> Path | None:
     """
     target = run / REPORT
     try:
-        write_file(target, report([run]).encode(errors="replace"))
+        replace_file(target, report([run]).encode(errors="replace"))
     except Exception as error:  # whatever it is, hours of work are done and must not end in an error
         reason = " ".join(str(error).split()) or type(error).__name__
         warn(f"warning: no report was written: {reason}")
