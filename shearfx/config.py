@@ -166,7 +166,7 @@ class ShearConfig:
     gradient_checkpointing: bool = False
     """Recompute activations: half as fast again, far less memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights while training; auto takes bfloat16 where the hardware has it."""
+    """Of the weights while training; auto takes bfloat16 where the hardware computes in it, else float32."""
     quantize: Quantize = "none"
     """Form of the frozen weights while recovery trains; "4bit" is QLoRA, and needs bitsandbytes. What is learnt goes
     into the plain weights afterwards."""

@@ -295,6 +295,19 @@ def test_eval_answers_tasks_and_times(stories: Path, tmp_path: Path) -> None:
     assert "keeps no answers" in refusal_of(*asked, "--harness")
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_eval_says_what_is_slow_here(
+    native: bool, stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little dog.")
+    said = {dtype: call("eval", stories, "--text", text, "--dtype", dtype).stderr for dtype in ("float32", "bfloat16")}
+    assert ("does not compute in bfloat16" in said["bfloat16"]) == (not native)
+    assert "does not compute in" not in said["float32"]
+
+
 def test_taylor_takes_a_text(stories: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a little dog. " * 20)

@@ -140,6 +140,7 @@ def test_on_a_cpu_dtype_and_device_follow_the_machine(
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     wanted = torch.bfloat16 if native else torch.float32
     assert device_for("auto").type == "cpu" and dtype_of("auto", tiny_llama(), device_for("auto")) == wanted
+    assert dtype_of("auto", tiny_llama().bfloat16(), device_for("auto")) == wanted  # not imitated, ten times slower
     if not native:
         return
     sheared = runs(tmp_path / "run", dtype="auto", device="auto", saliency="magnitude", compensation="none")

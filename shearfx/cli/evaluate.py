@@ -66,6 +66,7 @@ def evaluate(
         loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
         from shearfx.evaluation import parameter_count, perplexity
 
+        _note_slow(talk, loaded)
         count = parameter_count(loaded.module)
         data: dict[str, Any] = {"model": model, "parameters": count.total,
                                 "without_embeddings": count.without_embeddings}  # fmt: skip
@@ -93,6 +94,15 @@ def evaluate(
             out.print("\n".join(shown), markup=False, soft_wrap=True)
 
         talk.result(data, show)
+
+
+def _note_slow(talk: Talk, loaded: LoadedModel) -> None:
+    """Say so before an hour is spent on what would take minutes."""
+    from shearfx.inference import computes_bfloat16, device_of, dtype_name
+
+    device = device_of(loaded.module)
+    if dtype_name(loaded.module) == "bfloat16" and device.type == "cpu" and not computes_bfloat16(device):
+        talk.note("this processor does not compute in bfloat16: --dtype float32 is several times as fast")
 
 
 def _tasks(

@@ -380,10 +380,10 @@ def device_for(asked: str) -> torch.device:
 
 
 def dtype_of(asked: str, model: nn.Module, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware computes in it and nothing else is asked for."""
+    """What is asked for; else bfloat16 where the hardware computes in it, and float32, or the model's own float64."""
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
     if computes_bfloat16(device):
         return torch.bfloat16
-    return torch.float32 if device.type == "cuda" else floating(model)
+    return torch.promote_types(floating(model), torch.float32)
