@@ -10,7 +10,62 @@ import pytest
 from rich.console import Console
 
 from shearfx.cli import console
-from tests.test_cli import said_by
+from shearfx.errors import ShearError
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines on stderr since the last look, with whatever stands for a time left open; a log has no other ends."""
+    text = capsys.readouterr().err
+    assert "\r" not in text
+    assert "\x1b" not in text
+    return [re.sub(r"[\d.]+ s$", "T s", line) for line in text.splitlines()]
+
+
+def test_a_log_says_when_a_step_begins_and_when_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = console.Talk(as_json=False)
+    with talk.step("counting") as progress:
+        assert said_by(capsys) == ["counting ..."]  # at once, not with the end
+        progress(1, 2)
+        progress(2, 2)
+        assert said_by(capsys) == []
+    assert said_by(capsys) == ["counting: T s"]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["of unknown length", "counted"])
+def test_a_long_step_goes_on_saying_so_in_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(console, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(console, "RAREST", 0.1)
+    with console.Talk(as_json=False).step("counting") as progress:
+        if known:
+            progress(1, 2)
+        time.sleep(1.0)  # one call that comes back late, as tracing is
+    first, *beats, last = said_by(capsys)
+    assert (first, last) == ("counting ...", "counting: T s")
+    assert 2 <= len(beats) <= 11
+    assert set(beats) == {"counting: 1 of 2 after T s" if known else "counting: still going after T s"}
+    time.sleep(0.2)
+    assert said_by(capsys) == []
+
+
+def test_a_step_that_fails_ends_with_the_error_and_nothing_after_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "HEARTBEAT", 0.05)
+    with pytest.raises(ShearError), console.Talk(as_json=False).step("counting"):
+        raise ShearError("no")
+    time.sleep(0.2)
+    assert said_by(capsys) == ["counting ..."]
+
+
+def test_colours_forced_upon_a_log_bring_no_moving_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.Talk(as_json=False).step("counting"):
+        pass
+    assert said_by(capsys) == ["counting ...", "counting: T s"]
 
 
 def test_a_long_step_says_in_a_log_how_long_it_will_take_and_what_is_seen(
