@@ -1,13 +1,15 @@
 """The table of the LoRAShear paper on a real model: every rival in the same harness, with the same data and tokens.
 
     python -m benchmarks.lorashear_table [--data ../shared] [--methods ...] [--ratios ...] [--seeds ...] [--tokens N]
+    python -m benchmarks.lorashear_table --report         # writes the tables of the rows that are there, runs nothing
 
 Methods, ratios and seeds stand in ``lorashear_table.yaml``. Trained on C4 (rows 0 to 1599 of the file) and Alpaca;
 judged on WikiText-2, on the rest of C4, and on eight zero-shot tasks. Each run has a folder under ``--runs`` and goes
-on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again. Speeds are
-those of the moment: ``--time`` measures them again, on a machine that does nothing else by then. It needs no run: a row
-says what of the full model went, and a model of these sizes takes as long, whatever it has learnt. Where the processor
-does not compute in bfloat16, products are imitated (``widened.py``); speeds and minutes wait for a machine that does.
+on where it was cut off; each finished row lies in ``results/lorashear_table_rows/`` and is not run again, unless its
+settings have changed. Rows of other ``--tokens`` than the settings' have a table of their own. Speeds are those of the
+moment: ``--time`` measures them again, on a machine that does nothing else by then. It needs no run: a row says what of
+the full model went, and a model of these sizes takes as long, whatever it has learnt. Where the processor does not
+compute in bfloat16, products are imitated (``widened.py``); speeds and minutes wait for a machine that does.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import functools
+import hashlib
 import itertools
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -35,7 +40,7 @@ import yaml
 from torch import nn
 
 from benchmarks import record
-from benchmarks.lorashear_report import DENSE, ROWS, fields, report
+from benchmarks.lorashear_report import DENSE, ROWS, asked, fields, finished, report
 from benchmarks.texts import c4_parts
 from benchmarks.widened import Widened
 from shearfx.analysis import trace
@@ -61,7 +66,7 @@ WHOLE = 0.0
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing or stale, then print the tables."""
     settings = yaml.safe_load(SETTINGS.read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared"))
@@ -73,34 +78,40 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=settings["seeds"])
     parser.add_argument("--tokens", type=int, default=settings["common"]["tokens"])
     parser.add_argument("--time", action="store_true", help="time finished models again, run nothing")
+    parser.add_argument("--report", action="store_true", help="only write the tables of the rows that are there")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: Path = options.rows
     rows.mkdir(parents=True, exist_ok=True)
-    settings["common"]["tokens"] = options.tokens
-    asked = (
+    if options.report:
+        report(settings, rows)
+        return
+    own_tokens = settings | {"common": settings["common"] | {"tokens": options.tokens}}
+    wanted = (
         (seed, WHOLE if settings["methods"][method].get("dense") else ratio, method)
         for seed, ratio, method in itertools.product(options.seeds, options.ratios, options.methods)
     )
-    names = {what: row_file(*what, options.tokens) for what in asked}
-    todo = [what for what, name in names.items() if options.time == (rows / name).exists()]
+    names = {what: row_file(*what, options.tokens) for what in wanted}
+    todo = [what for what, name in names.items() if options.time == finished(rows / name, settings)]
     dense = rows / f"{DENSE}.json"
     if options.time and not computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         parser.error("--time is about bfloat16, which this processor does not compute in")
     if options.time:
-        time_again(Bench(options.data, options.runs, settings, options.model), [rows / names[what] for what in todo])
+        time_again(Bench(options.data, options.runs, own_tokens, options.model), [rows / names[what] for what in todo])
     elif len(todo) > 1:  # each in a process of its own, whose peak of memory is the row's
         for seed, ratio, method in todo:
             own = ["--seeds", str(seed), "--ratios", str(ratio or settings["ratios"][0]), "--methods", method]
             subprocess.run([sys.executable, "-m", "benchmarks.lorashear_table", *sys.argv[1:], *own], check=True)
     elif todo or not dense.exists():
-        bench = Bench(options.data, options.runs, settings, options.model)
+        bench = Bench(options.data, options.runs, own_tokens, options.model)
         # torch's modes have no types
         with contextlib.nullcontext() if bench.native else Widened():  # type: ignore[no-untyped-call]
             if not dense.exists():
                 found = {"model": Path(bench.spec).stem} | bench.judged(bench.full.module, options.runs / "dense.jsonl")
                 dense.write_text(json.dumps(found, indent=1) + "\n")
             for what in todo:
+                if (rows / names[what]).exists():
+                    print(f"again, as its settings have changed: {names[what]}", file=sys.stderr, flush=True)
                 row = bench.row(*what)
                 (rows / names[what]).write_text(json.dumps(row, indent=1) + "\n")
                 print(*what, row["perplexity"], file=sys.stderr, flush=True)
@@ -134,6 +145,7 @@ class Bench:
         self.spec = model or str(smollm2_path())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.native = computes_bfloat16(self.device)
+        self.commit = record.commit()  # the files may have changed by the end of a run
         self.full = load_model(self.spec)
         train, judge = c4_parts(data, runs)
         self.sources = {
@@ -149,35 +161,38 @@ class Bench:
     def row(self, seed: int, ratio: float, method: str) -> dict[str, Any]:
         """One method, cut, recovered and judged."""
         of = fields(self.settings, method, ratio)
-        named = self.settings["common"] | of
+        named = asked(self.settings, method, ratio, self.settings["common"]["tokens"])
         how, dense = of.pop("run_of_layers", None), of.pop("dense", False)
         common = self.settings["common"] | {"seed": seed, "dtype": "bfloat16"} | ({} if dense else {"ratio": ratio})
         config = ShearConfig.of_mapping(common | self.sources | of)
         start = time.process_time()
         reset_peak(self.device)
-        folder = self.runs / row_file(seed, ratio, method, config.tokens or 0).removesuffix(".json")
+        name = row_file(seed, ratio, method, named["tokens"]).removesuffix(".json")
+        folder = self.runs / f"{name}-{digest(named)}"  # no run of other settings is gone on with
         resumed = folder.exists()
         gone: list[str] = []
         cut: dict[str, int] = {}
         if how or dense:
-            small, achieved, gone = self._trained(config, how, ratio, folder)
+            small, gone = self._trained(config, how, ratio, folder)
             small.save_pretrained(folder / "model")  # type: ignore[operator]
         else:
             run = RunDirectory(folder, self.spec, config, resume=resumed)
             run.finish("speed", run.records.get("speed", {}))  # measured below, beside the full model
             sheared = Shearing(load_model(self.spec), config, run, Silent()).run()
-            small, achieved = sheared.model, sheared.plan.achieved
+            small = sheared.model
             gone, cut = run.records.get("layers", {}).get("paths", []), widths(sheared.plan)
         # of a run that went on in a second process neither is known
         spent, most = (None, None) if resumed else ((time.process_time() - start) / 60, peak(self.device))
         found = self.judged(small, folder / "answers.jsonl")
+        achieved = 1 - found["parameters"] / parameter_count(self.full.module).total
         if self.native:
             found |= self._speeds([small])[0]
         else:
             spent = None
         return found | {"method": method, "ratio": ratio, "seed": seed, "tokens": config.tokens, "achieved": achieved,
                         "cut": {"layers": gone, "widths": cut}, "minutes": spent, "peak": most,
-                        "torch": torch.__version__, "settings": named}  # fmt: skip
+                        "torch": torch.__version__, "settings": named, "config": options_of(config),
+                        "commit": self.commit}  # fmt: skip
 
     def speeds(self, cuts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Of models that are cut so, as rows say it."""
@@ -203,9 +218,7 @@ class Bench:
         """Of the full model."""
         return trace(self.full.module, *self.full.args, **self.full.kwargs)
 
-    def _trained(
-        self, config: ShearConfig, how: str | None, ratio: float, folder: Path
-    ) -> tuple[nn.Module, float, list[str]]:
+    def _trained(self, config: ShearConfig, how: str | None, ratio: float, folder: Path) -> tuple[nn.Module, list[str]]:
         """The full model, or one without a run of layers, after the same training; and these layers."""
         full = load_model(self.spec)
         study = Study(full.module.eval(), full.tokenizer, config, Silent())
@@ -214,11 +227,9 @@ class Bench:
         held = study.hold(full.module if gone else load_model(self.spec).module)
         reference = study.judge(held.work, "dense")["losses"]
         teacher = study.teacher_of(held.work) if config.distill > 0 else None
-        before = parameter_count(full.module).total
         compact = study.hold(small)
         steps = study.steps(lambda: study.base(compact), teacher)
-        model = study.recover(compact, reference, steps, teacher, state=folder / "state")
-        return model, 1 - parameter_count(model).total / before, gone
+        return study.recover(compact, reference, steps, teacher, state=folder / "state"), gone
 
     def _shorter(self, full: LoadedModel, study: Study, how: str, ratio: float) -> tuple[nn.Module, list[str]]:
         """Without the run of layers that comes nearest to the ratio; and these layers."""
@@ -262,6 +273,17 @@ class Bench:
 def widths(plan: PruningPlan) -> dict[str, int]:
     """By group that is cut, how many of its structures stay."""
     return {cut.name: len(cut.kept) for cut in plan.cuts}
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A short name for settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def options_of(config: ShearConfig) -> dict[str, Any]:
+    """All options; what is infinite as text, which JSON has no number for."""
+    return {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in dataclasses.asdict(config).items()}  # fmt: skip
 
 
 def _text(right: Sequence[bool] | None) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -38,6 +39,19 @@ def hardware() -> str:
     return f"{_processor()}, {os.cpu_count()} cores, {_accelerator()}"
 
 
+def commit() -> str | None:
+    """That of the code, with "-dirty" where files beside the results differ from it; None outside a checkout."""
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1])]
+    try:
+        head, changed = (
+            subprocess.run([*git, *command], check=True, capture_output=True, text=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!benchmarks/results"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-dirty" if changed else head
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -65,10 +79,10 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def keep(name: str, title: str, text: str, data: Any) -> None:
-    """Write ``results/NAME.md`` and ``results/NAME.json``."""
+def keep(name: str, title: str, text: str, data: Any, command: str | None = None) -> None:
+    """Write ``results/NAME.md`` and ``results/NAME.json``, which name this process's command, or another one."""
     RESULTS.mkdir(exist_ok=True)
-    about = conditions()
+    about = conditions() | ({} if command is None else {"command": command})
     listing = "\n".join(f"- {key}: `{value}`" for key, value in about.items())
     (RESULTS / f"{name}.md").write_text(f"# {title}\n\n{listing}\n\n{text}\n")
     (RESULTS / f"{name}.json").write_text(json.dumps({"conditions": about, "data": data}, indent=1) + "\n")

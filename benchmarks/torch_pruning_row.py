@@ -48,7 +48,7 @@ def measure(name: str) -> str:
     from torch import nn
 
     from shearfx.precision import double_precision, doubled, doubled_inputs
-    from shearfx.verification import relative_error
+    from shearfx.comparison import relative_error
     from tests import zoo
 
     torch.set_num_threads(1)

@@ -31,13 +31,13 @@ import shearfx
 from benchmarks import record
 from benchmarks.digits import Images, digits, enlarged
 from shearfx.budget import operation_budget
+from shearfx.comparison import TOLERANCE, relative_error
 from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
 from shearfx.optim import LHSPG
 from shearfx.precision import double_precision, doubled
 from shearfx.pruning_plan import PruningPlan, masks_of
 from shearfx.training import Loop
-from shearfx.verification import TOLERANCE, relative_error
 
 ROWS = record.RESULTS / "vision_rows.json"
 FIRST, FURTHER = 600, 200
