@@ -144,6 +144,11 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter and buffer under every name."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy that shares all tensors with the model, so that its attributes can be changed at no cost."""
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -10,10 +10,11 @@ import torch
 from torch import fx, nn
 
 from shearfx.analysis import trace
+from shearfx.architectures import shapes
 from shearfx.attributes import settle
 from shearfx.errors import PlanError, TraceError, message
+from shearfx.fewer_layers import before_cuts, is_full
 from shearfx.graph import Graph
-from shearfx.masking import shapes
 from shearfx.module_form import construct_module
 from shearfx.passes.subnetwork import ConstructSubnetwork
 from shearfx.pruning_plan import PruningPlan, masks_of
@@ -28,7 +29,8 @@ def construct(
     """The smaller model: parameters sliced, compensated where a norm needs it, nothing else changed.
 
     Args:
-        model: the model that the plan was made for; left as it was unless ``consume``.
+        model: the model that the plan was made for; left as it was unless ``consume``. Where whole layers go first, the
+            full one, or the one without them.
         plan: what stays.
         form: ``"module"`` for the original class with its attributes adjusted, ``"fx"`` for the rewritten graph, a
             ``torch.fx.GraphModule`` called with the traced tensor arguments by name.
@@ -38,6 +40,8 @@ def construct(
     Raises:
         PlanError: the plan does not fit the model, or cuts what the original class cannot express.
     """
+    if is_full(model, plan):
+        model, graph = before_cuts(model, plan), None
     plan.check_fits(shapes(model), type(model).__name__)
     if form == "module":
         if graph is not None and "form" not in plan.options:

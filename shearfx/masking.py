@@ -7,17 +7,20 @@ import copy
 import torch
 from torch import nn
 
+from shearfx.architectures import shapes
+from shearfx.fewer_layers import before_cuts
 from shearfx.pruning_plan import PruningPlan
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A full-size copy of the model in which every floating parameter slice of a removed structure is zero.
 
-    Buffers stay as they are: cutting must not depend on them.
+    Buffers stay as they are: cutting must not depend on them. Layers that go whole are not masked but left out.
 
     Raises:
         PlanError: the plan was made for another model.
     """
+    model = before_cuts(model, plan)
     plan.check_fits(shapes(model), type(model).__name__)
     masked = copy.deepcopy(model)
     with torch.no_grad():
@@ -28,9 +31,3 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
                     removed[kept] = False
                     parameter.index_fill_(axis, removed.nonzero().flatten().to(parameter.device), 0)
     return masked
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter and buffer under every name."""
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tuple(tensor.shape) for name, tensor in tensors}

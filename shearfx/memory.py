@@ -10,12 +10,12 @@ from typing import Any
 from torch import fx, nn
 
 from shearfx.acceptance import Failure, UnsupportedError, difference, of_plan, of_traced
+from shearfx.architectures import shapes
 from shearfx.capture import CaptureError, capture
 from shearfx.errors import TraceError
 from shearfx.examples import example
 from shearfx.graph import Graph
 from shearfx.hollow import hollow
-from shearfx.masking import shapes
 from shearfx.probes import Probe, probes_of
 from shearfx.reads import recording
 from shearfx.shallow import analysed, shallow

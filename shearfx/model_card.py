@@ -16,9 +16,10 @@ def model_card(plan: PruningPlan, *, plain: bool, reason: str = "", adapters: bo
     """
     name = plan.model.rpartition(".")[2]
     lines = ["---", "tags:", "- shearfx", "- pruned", "---", "", f"# {name}, pruned", ""]
-    if layers := plan.options.get("layers_dropped"):
-        lines += [f"shearfx dropped {len(layers)} layers of a `{plan.model}`: {', '.join(map(str, layers))}.", ""]
-    if plan.cuts or not layers:
+    if plan.layers:
+        gone, share = ", ".join(plan.layers), f"{plan.layers_share:.1%} of its parameters"
+        lines += [f"shearfx dropped whole layers of a `{plan.model}`, {share}: {gone}.", ""]
+    if plan.cuts or not plan.layers:
         lines += _cuts(plan)
     lines += ["`shearfx_plan.json` lists every structure that stays. Load it with", "", "```python"]
     if plain:
@@ -39,7 +40,8 @@ def model_card(plan: PruningPlan, *, plain: bool, reason: str = "", adapters: bo
 
 
 def _cuts(plan: PruningPlan) -> list[str]:
-    lines = [f"shearfx removed {plan.achieved_params:.1%} of the parameters of a `{plan.model}`. What was cut:", ""]
+    of = "of what they leave" if plan.layers else f"of the parameters of a `{plan.model}`"
+    lines = [f"shearfx removed {plan.achieved_params:.1%} {of}. What was cut:", ""]
     lines += ["| kind | groups | structures before | after | certificate |", "|---|---|---|---|---|"]
     for kind, certificate in sorted({(cut.kind, cut.certificate) for cut in plan.cuts}):
         cuts = [cut for cut in plan.cuts if (cut.kind, cut.certificate) == (kind, certificate)]

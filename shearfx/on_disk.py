@@ -61,6 +61,9 @@ def apply_to_folder(
             _cut_adapter(old, plan, new, Path(target))
             write_text(new / PLAN_FILE, plan.to_json())
         return Path(target)
+    if plan.layers:
+        what, todo = "the plan lets whole layers go, and files are cut tensor by tensor", "construct and save the model"
+        raise PlanError(message(what, where=str(old), todo=todo))
     base = plan
     if adapters.is_wrapped(plan):
         if plan.options.get("form") == "fx":

@@ -22,14 +22,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from shearfx.acceptance import UnsupportedError, of_traced
 from shearfx.adapters import base_name, configs_of, unwrapped, wrap
-from shearfx.architectures import assign, config_of, empty_model, named_tensors, plain_copy, with_storage
+from shearfx.architectures import assign, config_of, empty_model, named_tensors, plain_copy, shapes, with_storage
 from shearfx.bias_compensation import added_biases
 from shearfx.capture import CaptureError, capture
 from shearfx.construction import example_call
 from shearfx.dims import Atom, Dim, Prod, Sum, leaves, prod
 from shearfx.errors import PlanError, ShearError, message
 from shearfx.graph import new_size
-from shearfx.masking import shapes
 from shearfx.plan_text import parse_term
 from shearfx.pruning_plan import PruningPlan
 from shearfx.shallow import any_layer

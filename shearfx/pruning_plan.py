@@ -74,6 +74,13 @@ class PruningPlan(Displayed):
     """Where layers stay alike: the fields of the model's configuration that state the cut."""
     asked: float = 0.0
     achieved: float = 0.0
+    layers: tuple[str, ...] = ()
+    """Paths in the full model of layers that go whole, before anything is cut: the rest of the plan is about the model
+    that they leave, with its layers numbered anew."""
+    full: str = ""
+    """Where layers go: the :func:`fingerprint` of the full model."""
+    layers_share: float = 0.0
+    """Where layers go: the share of the full model's parameters that is in them."""
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -81,6 +88,11 @@ class PruningPlan(Displayed):
     def achieved_params(self) -> float:
         """The share of the parameters that goes, whatever unit ``achieved`` is a share of."""
         return float(self.options.get("achieved_params", self.achieved))
+
+    @property
+    def removed(self) -> float:
+        """The share of the full model's parameters that goes, in layers and in cuts together."""
+        return 1 - (1 - self.layers_share) * (1 - self.achieved_params)
 
     # -- what stays ----------------------------------------------------------------------------------
 
@@ -123,6 +135,10 @@ class PruningPlan(Displayed):
                 raise PlanError(_misfit(f"{what} has no tensor {name!r}, which the plan was made for"))
             if tuple(shapes[name]) != shape:
                 raise PlanError(_misfit(f"{name} has shape {tuple(shapes[name])}; the plan was made for {shape}"))
+        lists = tuple({f"{path.rpartition('.')[0]}." for path in self.layers})
+        more = next((name for name in shapes if name not in self.shapes and lists and name.startswith(lists)), None)
+        if more is not None:
+            raise PlanError(_misfit(f"{what} has {more}, which is in none of the layers that the plan leaves"))
 
     # -- JSON ----------------------------------------------------------------------------------------
 
@@ -173,6 +189,9 @@ class PruningPlan(Displayed):
             config=_numbers(data["config"]),
             asked=_number(data["asked"]),
             achieved=_number(data["achieved"]),
+            layers=tuple(map(str, data.get("layers", ()))),
+            full=str(data.get("full", "")),
+            layers_share=_number(data.get("layers_share", 0.0)),
             options=dict(data["options"]),
             versions={str(k): str(v) for k, v in data["versions"].items()},
         )
@@ -194,6 +213,12 @@ class PruningPlan(Displayed):
         for compensation in self.compensations:
             if compensation.weight not in self.shapes or compensation.after < 1 or compensation.before < 1:
                 raise PlanError(message(f"the plan compensates {compensation.weight!r}, which is no tensor of it"))
+
+
+def fingerprint(shapes: Mapping[str, Iterable[int]]) -> str:
+    """A check sum of the names and shapes of a model's parameters and buffers."""
+    content = json.dumps({name: list(shape) for name, shape in shapes.items()}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def digest_of(data: Mapping[str, Any]) -> str:

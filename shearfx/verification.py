@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shearfx.analysis import trace
 from shearfx.attributes import settle
+from shearfx.comparison import SHIPPED_TOLERANCE, TOLERANCE, compare, outputs_of, relative_error
 from shearfx.construction import analysis_of, construct
+from shearfx.dropping import passed_by
 from shearfx.errors import SoundnessError, TraceError, message
+from shearfx.fewer_layers import is_full, without
 from shearfx.graph import Graph
+from shearfx.layers import find_layers
 from shearfx.masking import mask
-from shearfx.precision import double_precision, doubled, doubled_inputs
+from shearfx.precision import doubled, doubled_inputs
 from shearfx.pruning_plan import PruningPlan, check_terms
-from shearfx.tracing import by_name, evaluation
-
-TOLERANCE = 1e-10
-"""Largest error in float64, relative to the largest number of an output: thousands of roundings, no more."""
-SHIPPED_TOLERANCE = 1e-5
-"""The same for models compared in float32, as shipped."""
+from shearfx.tracing import by_name
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class Report:
     """How far masking moved the output from the original's, likewise relative: what moves nothing shows little."""
     tolerance: float
     outputs: int
+    layers_error: float | None = None
+    """Of the model without the layers that go whole, against the graph in which the stream passes them by; None where
+    none go."""
 
 
 def verify(
@@ -49,7 +51,7 @@ def verify(
     code fixes, the model is traced anew; with other arguments, only if the fx form is all there is.
 
     Args:
-        model: the full-size model.
+        model: the full-size model; one with all its layers is compared without those that go, too.
         args, kwargs: a call, of any batch size and sequence length.
         double: compare in float64 (the default), or as shipped.
         graph: the analysis of this model, if there is one.
@@ -61,6 +63,8 @@ def verify(
             the plan cuts.
     """
     given = by_name(model, args, kwargs)
+    if is_full(model, plan):
+        return _without_layers(model, plan, given, double, graph)
     prepare = doubled if double else (lambda module: module)
     inputs = doubled_inputs(given) if double else given
     tolerance = TOLERANCE if double else SHIPPED_TOLERANCE
@@ -103,6 +107,19 @@ def verify(
                   len(masked))  # fmt: skip
 
 
+def _without_layers(
+    model: nn.Module, plan: PruningPlan, given: dict[str, Any], double: bool, graph: Graph | None
+) -> Report:
+    """Layers first, always in float64, then what is cut of the model that they leave."""
+    graph = graph or trace(model, **given)
+    small = without(model, plan.layers)
+    error = passed_by(model, graph, find_layers(graph).only(plan.layers), small, given)
+    found = verify(small, plan, double=double, **given)
+    before, after = (outputs_of(doubled(one), doubled_inputs(given), True) for one in (model, mask(small, plan)))
+    worst = max(error, found.max_relative_error)
+    return dataclasses.replace(found, max_relative_error=worst, moved=relative_error(before, after), layers_error=error)
+
+
 def _same_arguments(graph: Graph, inputs: Mapping[str, Any]) -> bool:
     """Whether a call has the tensor arguments of the traced one."""
     tensors = {name for name, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -119,21 +136,6 @@ def _fits(graph: Graph, inputs: Mapping[str, Any]) -> bool:
     return True
 
 
-def outputs_of(module: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
-    """What a module returns that can be compared: floating tensors, or others where there are none."""
-    with evaluation(module), torch.no_grad():
-        if double:
-            with double_precision():
-                result = module(**inputs)
-        else:
-            result = module(**inputs)
-    found = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-    # Whole numbers (the places of the largest logits) may change where two are equal but for rounding: they are
-    # compared only where there is nothing else.
-    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
-    return [t for t in real if t.is_floating_point()] or [t.double() for t in found]
-
-
 def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:
     try:
         return outputs_of(model, inputs, double)
@@ -146,38 +148,3 @@ def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list
                 todo="pass the inputs that its forward takes",
             )
         ) from error
-
-
-def compare(masked: list[torch.Tensor], cut: list[torch.Tensor], form: str) -> float:
-    """The relative error of a form.
-
-    Raises:
-        SoundnessError: other shapes, or a number that is not finite.
-    """
-    if [t.shape for t in masked] != [t.shape for t in cut]:
-        raise SoundnessError(
-            message(
-                f"the {form} form returns shapes {[tuple(t.shape) for t in cut]} where the masked original returns "
-                f"{[tuple(t.shape) for t in masked]}",
-                todo="please report it with the model and the plan",
-            )
-        )
-    if not all(bool(torch.isfinite(t).all()) for t in (*masked, *cut)):
-        raise SoundnessError(
-            message(
-                "an output is not finite, so nothing can be compared",
-                where=f"{form} form",
-                todo="check that the full model's output is finite on these inputs",
-            )
-        )
-    return relative_error(masked, cut)
-
-
-def relative_error(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
-    """Maximum over the outputs of max|a - b| / max|a|."""
-    worst = 0.0
-    for a, b in zip(expected, actual, strict=True):
-        if a.numel():
-            scale = float(a.abs().max()) or 1.0
-            worst = max(worst, float((a - b).abs().max()) / scale)
-    return worst

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from shearfx import checkpoints
 from shearfx.analysis import trace
+from shearfx.architectures import shapes
 from shearfx.attributes import settle
 from shearfx.checkpoints import load, save
 from shearfx.construction import construct
 from shearfx.errors import CheckpointError, PlanError
 from shearfx.graph import Graph
-from shearfx.masking import shapes
 from shearfx.models import load_model
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.tensor_files import TensorFiles, write_tensors

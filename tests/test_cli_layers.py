@@ -49,7 +49,29 @@ def test_a_shorter_model_is_an_ordinary_folder(folder: Path, tmp_path: Path) -> 
     stays = 1 - int(gone.rpartition(".")[2])
     left, kept = small.state_dict(), full.state_dict()
     assert torch.equal(left["model.layers.0.mlp.up_proj.weight"], kept[f"model.layers.{stays}.mlp.up_proj.weight"])
-    assert "dropped 1 layers of a `transformers" in (out / "README.md").read_text()
+    assert "dropped whole layers of a `transformers" in (out / "README.md").read_text()
+
+
+def test_the_plan_of_a_shorter_model_is_verified_and_applied_like_any(folder: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "shorter", tmp_path / "again"
+    assert run(folder, "--layer", "model.layers.0", *ONCE, "-o", out)[0] == 0
+
+    def said_by(*arguments: object) -> dict[str, Any]:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    checked = said_by("verify", out, "--original", folder)
+    assert checked["sound"] and checked["layers_error"] <= 1e-10 < checked["moved"]
+    applied = said_by("prune", folder, "--apply", out / "shearfx_plan.json", "-o", again)
+    assert applied["layers"] == ["model.layers.0"] and applied["loads_with"] == "transformers"
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    other = AutoModelForCausalLM.from_pretrained(folder)
+    other.model.layers[1].mlp.up_proj.weight.data += 1
+    other.save_pretrained(tmp_path / "other")
+    refused = CliRunner().invoke(app, ["verify", str(out), "--original", str(tmp_path / "other")])
+    assert refused.exit_code == 1 and "is not what the plan makes" in refused.stderr
 
 
 def test_without_anything_to_drop_it_lists(folder: Path) -> None:
@@ -70,7 +92,10 @@ def test_a_ratio_that_whole_layers_do_not_make_is_met_as_near_as_can_be_and_said
     each = sum(p.numel() for p in model.model.layers[0].parameters())
     for asked, count, how in ((0.01, 1, ()), (2.4, 2, ()), (2.6, 3, ("--deepest",)), (5.9, 5, ())):
         code, said, noted = run(tmp_path / "model", "--ratio", asked * each / total, *ONCE, *how, "--json")
-        assert code == 0 and len(json.loads(said)["dropped"]) == count
+        data = json.loads(said)
+        assert code == 0 and len(data["dropped"]) == count
+        assert data["asked"] == pytest.approx(asked * each / total)
+        assert data["achieved"] == pytest.approx(count * each / total)
         assert f"{count} whole layers make {count * each / total:.1%}" in noted
 
 
@@ -110,3 +135,25 @@ def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:
         assert code == 1
         assert expected in error
         assert not (tmp_path / "out").exists()
+
+
+def test_what_text_there_is_not_enough_of_is_said_before_anything_takes_long(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, blank, short = (tmp_path / f"{name}.txt" for name in ("empty", "blank", "short"))
+    empty.write_text("")
+    blank.write_text(" \n\t\n")
+    short.write_text("a dozen bytes")
+    monkeypatch.setattr("shearfx.analysis.trace", lambda *_, **__: pytest.fail("the model was traced"))
+    code, _, error = run(folder, *ONCE, "--text", short)
+    assert code == 1 and str(short) in error
+    assert "2 windows of 16 tokens (32 tokens in all) were asked for, and the text has 13 tokens" in error
+    code, _, error = run(folder, "--samples", 100_000)
+    assert code == 1 and "where: the manual that comes with Python" in error
+    monkeypatch.setattr("shearfx.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    for path, said in ((empty, "the text is empty"), (blank, "nothing but blanks")):
+        code, _, error = run(folder, *ONCE, "--text", path)
+        assert code == 1 and said in error and str(path) in error
+    code, _, error = run(folder, "--samples", 0)
+    assert code == 1 and "0 windows of 128 tokens" in error and "--samples" in error and "longer text" not in error
+    assert "--sequence-length" in run(folder, "--sequence-length", 0)[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import shearfx
+import shearfx.fewer_layers
+from shearfx.architectures import shapes
+from shearfx.comparison import TOLERANCE
 from shearfx.depth import Layer, angular_distances, drop_layers, find_layers
-from shearfx.depth import dropping as dropping_module
 from shearfx.errors import PlanError, SoundnessError
 from shearfx.graph import Graph
+from shearfx.pruning_plan import fingerprint
 from tests import zoo
 
 WIDTH = 8
@@ -90,6 +94,34 @@ def test_without_layers_a_model_computes_what_it_does_with_their_branches_zeroed
     x = torch.randn(3, 6, 5)
     torch.testing.assert_close(small(x), zeroed(x))
     assert [layer.number for layer in small.layers] == list(range(len(kinds) - len(chosen)))  # type: ignore[union-attr]
+
+
+@settings(max_examples=4)
+@given(st.lists(st.sampled_from(GOOD), min_size=2, max_size=4), st.data())
+def test_layers_and_cuts_are_one_plan(kinds: list[str], data: st.DataObject) -> None:
+    """A plan whose layers go first fits the full model and the one without them, and makes the same of both."""
+    model, graph = traced(tuple(kinds))
+    paths = [layer.path for layer in find_layers(graph).layers]
+    chosen = data.draw(st.lists(st.sampled_from(paths), unique=True, min_size=1, max_size=len(paths) - 1))
+    small = drop_layers(model, graph, chosen)
+    x = torch.randn(2, 4, 5)
+    cuts = shearfx.plan(shearfx.trace(small, x), 0.1, "random", small, kinds=["ffn"], floor=0.0)
+    plan = dataclasses.replace(cuts, layers=tuple(chosen), full=fingerprint(shapes(model)))
+    plan = shearfx.PruningPlan.from_json(plan.to_json())
+    for one in (model, small):
+        for form in ("module", "fx"):
+            found = shearfx.construct(one, plan, form=form)
+            expected = shearfx.construct(small, cuts, form=form)
+            assert {k: v.shape for k, v in found.state_dict().items()} == {
+                k: v.shape for k, v in expected.state_dict().items()
+            }
+        torch.testing.assert_close(shearfx.construct(one, plan)(x), shearfx.construct(small, cuts)(x))
+    report = shearfx.verify(model, plan, x)
+    assert report.layers_error is not None and report.max_relative_error <= TOLERANCE < report.moved
+    assert shearfx.verify(small, plan, x).layers_error is None
+    other, _ = traced((*kinds, "sum"))
+    with pytest.raises(PlanError, match="none of the layers"):
+        shearfx.construct(other, plan)
 
 
 def test_layers_that_follow_each_other_go_together() -> None:
@@ -165,7 +197,7 @@ def test_layers_that_cannot_be_asked_for() -> None:
 
 def test_configurations_that_cannot_state_it_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     entry, graph = analysed("llama")
-    monkeypatch.setattr(dropping_module, "_configs", lambda *_: iter(()))
+    monkeypatch.setattr(shearfx.fewer_layers, "_configs", lambda *_: iter(()))
     with pytest.raises(PlanError, match="no configuration states"):
         drop_layers(entry.module, graph, ["model.layers.0"])
 

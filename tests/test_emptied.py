@@ -17,6 +17,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 import shearfx
 from shearfx.attributes import settle
 from shearfx.bundles import bundles
+from shearfx.comparison import TOLERANCE
 from shearfx.depth import find_branches
 from shearfx.errors import PlanError
 from shearfx.graph import Graph
@@ -26,7 +27,6 @@ from shearfx.selection import Selection, select
 from shearfx.shallow import representative
 from shearfx.testing import Architecture, architectures, random_cuts
 from shearfx.testing.plans import plan_of
-from shearfx.verification import TOLERANCE
 from tests import zoo
 from tests.tiny_runs import tiny_llama
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import shearfx
+from shearfx.comparison import TOLERANCE, relative_error
 from shearfx.gating.gates import Gates
 from shearfx.graph import Group
 from shearfx.precision import double_precision
@@ -19,7 +20,6 @@ from shearfx.saliency.fisher import collecting
 from shearfx.testing import Architecture, architectures, prunable, random_cuts
 from shearfx.testing.blocks import Act, Linear, Residual
 from shearfx.testing.plans import plan_of
-from shearfx.verification import TOLERANCE, relative_error
 from tests import zoo
 from tests.zoo import Entry, float_outputs
 

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+import shearfx
 from shearfx.analysis import trace
-from shearfx.checkpoints import load
+from shearfx.checkpoints import load, read_plan
+from shearfx.comparison import TOLERANCE
 from shearfx.config import ShearConfig
 from shearfx.depth import Damages, Layer, least_damage, least_missed, skipping, write_shorter
 from shearfx.errors import PlanError
@@ -58,6 +60,10 @@ def test_layers_go_first_and_count_towards_the_ratio(runs: Runs, tmp_path: Path)
     full, shorter = LlamaForCausalLM.from_pretrained(runs.model).eval(), load(tmp_path / "run" / "shorter")
     with skipping(full, record["layers"]["paths"]):
         torch.testing.assert_close(logits(full), logits(shorter))
+    plan = read_plan(tmp_path / "run" / "model")
+    assert list(plan.layers) == record["layers"]["paths"] and plan.removed == pytest.approx(0.3, abs=0.01)
+    found = shearfx.verify(full, plan, input_ids=IDS, use_cache=False)  # layers and widths, of the full model
+    assert found.layers_error is not None and found.max_relative_error <= TOLERANCE
 
 
 def test_a_model_without_layers_is_recovered_by_itself(runs: Runs, tmp_path: Path) -> None:

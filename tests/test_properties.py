@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import shearfx
+from shearfx.comparison import TOLERANCE, relative_error
 from shearfx.errors import PlanError
 from shearfx.graph import Graph, Group, kept_mask
 from shearfx.slicing import cut_named
@@ -24,7 +25,6 @@ from shearfx.testing import Architecture, architectures, plans, prunable, random
 from shearfx.testing.blocks import Act
 from shearfx.testing.heads import Attention
 from shearfx.testing.plans import plan_of
-from shearfx.verification import TOLERANCE, relative_error
 
 RENAMED = Architecture(
     "tokens",

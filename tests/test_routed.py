@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 import shearfx
+from shearfx.comparison import compare, outputs_of
 from shearfx.depth import drop_layers, find_layers
 from shearfx.gating.gates import Gates
 from shearfx.graph import Graph
@@ -21,7 +22,6 @@ from shearfx.precision import double_precision, doubled
 from shearfx.routed_products import KERNEL_MULTIPLE, PRODUCT, PlainProducts
 from shearfx.testing import random_cuts
 from shearfx.testing.plans import plan_of
-from shearfx.verification import compare, outputs_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -10,11 +10,11 @@ import pytest
 import shearfx
 from shearfx.attributes import settle
 from shearfx.bundles import bundles
+from shearfx.comparison import TOLERANCE
 from shearfx.errors import PlanError, TraceError
 from shearfx.pruning_plan import of_cuts
 from shearfx.testing import prunable, random_cuts, random_tied_cuts
 from shearfx.testing.plans import plan_of
-from shearfx.verification import TOLERANCE
 from tests import zoo
 from tests.zoo import Entry
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def describe(plan: PruningPlan) -> dict[str, Any]:
     """Everything that ``shearfx prune --json`` says of a plan."""
     return {
+        "layers": list(plan.layers),
         "asked": plan.asked,
         "achieved": plan.achieved,
         "options": plan.options,
@@ -39,6 +40,11 @@ def cut_rows(plan: PruningPlan) -> list[tuple[str, str, int, int, int]]:
 
 def show_plan(out: Console, plan: PruningPlan) -> None:
     """Print what a plan cuts: a table by kind, and a line for each layer."""
+    if plan.layers:
+        share = f"{plan.layers_share:.1%} of the parameters"
+        out.print(f"layers that go whole ({share}): {', '.join(plan.layers)}", markup=False, soft_wrap=True)
+    if plan.layers and not plan.cuts:
+        return
     table = Table(title="cut", title_justify="left", show_edge=False)
     for name in ("kind", "certificate"):
         table.add_column(name)
@@ -56,4 +62,5 @@ def show_plan(out: Console, plan: PruningPlan) -> None:
         out.print(f"left whole: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
     units = {"flops": "operations", "milliseconds": "time, as measured by kind of structure"}
     unit = units.get(str(plan.options.get("unit")), "parameters")
-    out.print(f"removed {plan.achieved:.2%} of the {unit} (asked: {plan.asked:.2%})")
+    left = " that the layers leave" if plan.layers else ""
+    out.print(f"removed {plan.achieved:.2%} of the {unit}{left} (asked: {plan.asked:.2%})")

@@ -52,6 +52,9 @@ def verify(
             out.print(
                 f"files: all {compared} tensors are what the plan makes of {original[0]}", markup=False, soft_wrap=True
             )
+            if report.layers_error is not None:
+                passed = "the graph in which the stream passes them by"
+                out.print(f"without the layers that go: differs from {passed} by {report.layers_error:.1e}")
             for form, error in (("original class", report.module_error), ("fx graph", report.fx_error)):
                 if error is not None:
                     out.print(f"{form}: differs from the masked original by {error:.1e} of its largest output")

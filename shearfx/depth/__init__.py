@@ -3,10 +3,11 @@
 from shearfx.depth.branches import Branches, find_branches
 from shearfx.depth.damage import Damages, least_damage, least_missed
 from shearfx.depth.distances import AngularDistances, angular_distances, deepest_run, nearest_run, without_gaps
-from shearfx.depth.dropping import drop_layers, renamed
-from shearfx.depth.layers import Layer, Layers, find_layers
 from shearfx.depth.shorter import write_shorter
 from shearfx.depth.skipping import skipping
+from shearfx.dropping import drop_layers
+from shearfx.fewer_layers import renamed
+from shearfx.layers import Layer, Layers, find_layers
 
 __all__ = [
     "AngularDistances", "Branches", "Damages", "Layer", "Layers", "angular_distances", "deepest_run", "drop_layers",

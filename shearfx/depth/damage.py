@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shearfx.depth.layers import Layer
 from shearfx.depth.skipping import skipping
 from shearfx.errors import PlanError, message
+from shearfx.layers import Layer
 
 CANDIDATES = 8
 """What is tried again once something is gone: what was missed the least alone."""

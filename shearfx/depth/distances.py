@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearfx.depth.layers import Layer
 from shearfx.depth.skipping import stream_of
 from shearfx.errors import PlanError, message
+from shearfx.layers import Layer
 from shearfx.tracing import evaluation
 
 

@@ -10,11 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shearfx.analysis import trace
+from shearfx.architectures import shapes
 from shearfx.checkpoints import save
-from shearfx.depth.dropping import drop_layers
+from shearfx.dropping import drop_layers
 from shearfx.errors import ShearError, message
+from shearfx.evaluation import parameter_count
 from shearfx.graph import Graph
-from shearfx.pruning_plan import of_cuts
+from shearfx.pruning_plan import fingerprint, of_cuts
 
 
 def write_shorter(
@@ -46,6 +48,8 @@ def write_shorter(
         todo = "use shearfx.depth.drop_layers in Python, and save it as you save the full model"
         raise ShearError(message(f"{type(model).__name__} is no Hugging Face class", where="layers", todo=todo))
     small = drop_layers(model, graph, paths)
-    plan = of_cuts(trace(small, *args, **(kwargs or {})), {}, options={"layers_dropped": list(paths)})
+    share = 1 - parameter_count(small).total / parameter_count(model).total
+    short = trace(small, *args, **(kwargs or {}))
+    plan = of_cuts(short, {}, layers=tuple(paths), layers_share=share, full=fingerprint(shapes(model)))
     save(small, plan, out, tokenizer=tokenizer, overwrite=overwrite)
     return small

@@ -5,6 +5,7 @@ Source: LoRAShear, Algorithms 3 and 4.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shearfx.achieved import achieved_in
+from shearfx.architectures import shapes
 from shearfx.attributes import settle
 from shearfx.knowledge import prunable
 from shearfx.low_rank import LowRank
@@ -27,7 +29,7 @@ from shearfx.pipeline.progressive import prune_progressively
 from shearfx.pipeline.scoring import Scoring
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.subject import Subject
-from shearfx.pruning_plan import PruningPlan, of_cuts
+from shearfx.pruning_plan import PruningPlan, fingerprint, of_cuts
 from shearfx.refitting import Refitting
 from shearfx.run_directory import ACCOUNT, PLAN, RunDirectory
 from shearfx.saliency import Scores
@@ -75,6 +77,11 @@ class Pruning:
             return PruningPlan.from_json((self.folder.path / PLAN).read_text(encoding="utf-8"))
         config, tied = self.config, self._tied()
         plan = self._at_once(tied) if config.prune_share == 0 else self._progressively(tied, steps)
+        whole, here = self.subject.full.count.total, self.subject.count.total
+        if self.subject.without:
+            full = fingerprint(shapes(self.subject.full.held.shape))
+            share = 1 - here / whole
+            plan = dataclasses.replace(plan, layers=tuple(self.subject.without), full=full, layers_share=share)
         self.folder.write(PLAN, plan.to_json())
         left = {g.name for one in tied for g in one.groups}
         unprunable = [one for one in self.subject.tied if one.groups[0].name not in left]
@@ -89,8 +96,7 @@ class Pruning:
             "prune", {"asked": plan.asked, "achieved": plan.achieved, "unit": config.counts, "cuts": cuts}
         )
         shown = ", ".join(f"{gone:,} of {size:,} {kind}" for kind, (gone, size) in cuts.items())
-        whole, here = self.subject.full.count.total, self.subject.count.total
-        self.teller.note(f"cut: {shown}: {1 - (1 - plan.achieved_params) * here / whole:.2%} of the parameters")
+        self.teller.note(f"cut: {shown}: {plan.removed:.2%} of the parameters")
         return plan
 
     def faded(self, steps: int) -> Faded | None:

@@ -86,7 +86,7 @@ class Shortening:
         be built without these layers, and they were not asked for by number."""
         full = self.full
         full.held.drop_work()
-        names = renamed(full.held.original, find_layers(full.graph).only(paths))
+        names = renamed(full.held.original, paths)
         try:
             with self.teller.step("dropping layers, and checking that nothing else changed"):
                 write_shorter(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 from shearfx.analysis import trace
+from shearfx.architectures import shapes
 from shearfx.atomic import PLAN_FILE
 from shearfx.checkpoints import save
 from shearfx.config import ShearConfig
 from shearfx.config_idle import KNOWLEDGE, RECOVERY, beside
 from shearfx.errors import CheckpointError, PlanError, TrainingError, message
+from shearfx.fewer_layers import is_full
 from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline.given import check_plain
@@ -112,9 +113,9 @@ class _Pair:
         self.read_full = lambda: load_model(original).module
         self.read_cut = lambda: load_model(small).module
         full = self.full.module
-        tensors = itertools.chain(full.named_parameters(remove_duplicate=False), full.named_buffers())
-        try:  # of whole layers that went the plan knows nothing: what is left has names and shapes that it had
-            plan.check_fits({name: tensor.shape for name, tensor in tensors}, original)
+        try:
+            if not is_full(full, plan):
+                plan.check_fits(shapes(full), original)
         except PlanError as error:
             what = (
                 f"{type(full).__name__} from {original} is not what {small} was cut from: {str(error).splitlines()[0]}"
