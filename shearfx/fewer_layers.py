@@ -15,6 +15,9 @@ from shearfx.errors import PlanError, message
 from shearfx.overlay import is_integer
 from shearfx.pruning_plan import PruningPlan, fingerprint
 
+Key = tuple[str | int, ...]
+"""Where a value of a configuration is: names, and places in lists."""
+
 MOST_BUILDS = 100
 """How often a class is built (on meta) to find the configuration with fewer layers."""
 
@@ -121,7 +124,7 @@ def _take_over(small: nn.Module, names: Mapping[str, str], tensors: Mapping[str,
 
 def _configs(model: nn.Module, before: PreTrainedConfig, paths: Sequence[str]) -> Iterator[PreTrainedConfig]:
     """Configurations in which a number of layers is smaller and what lists say of each layer goes with it."""
-    options: list[list[list[tuple[tuple[str, ...], Any]]]] = []
+    options: list[list[list[tuple[Key, Any]]]] = []
     data = before.to_dict()
     for path, gone in _by_list(paths).items():
         size = _size(model, path)
@@ -130,11 +133,13 @@ def _configs(model: nn.Module, before: PreTrainedConfig, paths: Sequence[str]) -
         lists = [(field, [v for i, v in enumerate(value) if i not in gone]) for field, value in fields
                  if isinstance(value, list)]  # fmt: skip
         some = [of for count in (1, 2) for of in itertools.combinations(numbers, count)]
-        options.append([[(field, size - len(gone)) for field in of] + lists for of in some])
+        shorter: list[list[tuple[Key, Any]]] = [[(field, size - len(gone)) for field in of] for of in some]
+        # a list may happen to be as long: of blocks, say, where there are as many stages
+        options.append([one + lists for one in shorter] + (shorter if lists else []))
     for chosen in itertools.product(*options):
         changed = copy.deepcopy(data)
         for field, value in itertools.chain.from_iterable(chosen):
-            holder = changed
+            holder: Any = changed
             for key in field[:-1]:
                 holder = holder[key]
             holder[field[-1]] = value
@@ -144,8 +149,8 @@ def _configs(model: nn.Module, before: PreTrainedConfig, paths: Sequence[str]) -
             continue
 
 
-def _fields(data: Mapping[str, Any], size: int, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Fields that are a number of layers, or a list with an item for each."""
+def _fields(data: Mapping[str, Any], size: int, inside: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Fields that are a number of layers, one number of several, or a list with an item for each layer."""
     for name, value in data.items():
         if str(name).endswith("_token_id"):  # may be a list, of any length
             continue
@@ -153,6 +158,8 @@ def _fields(data: Mapping[str, Any], size: int, inside: tuple[str, ...] = ()) ->
             yield from _fields(value, size, (*inside, name))
         elif (is_integer(value) and value == size) or (isinstance(value, list) and len(value) == size):
             yield (*inside, name), value
+        if isinstance(value, list):  # the sizes of several lists
+            yield from (((*inside, name, i), one) for i, one in enumerate(value) if is_integer(one) and one == size)
 
 
 # -- other models -------------------------------------------------------------------------------------------

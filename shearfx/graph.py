@@ -194,6 +194,12 @@ def module_paths(node: fx.Node) -> list[str]:
     return [_dotted(entry[0]) for entry in stack.values()]
 
 
+def module_kinds(node: fx.Node) -> dict[str, str]:
+    """The classes of the modules around the node, by path, outermost first."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return {path: str(entry[1]) for path, entry in zip(module_paths(node), stack, strict=True)}
+
+
 def _dotted(path: str) -> str:
     # a module called twice appears as ``path@1``; items of containers as ``L['self'].layers.0``
     return re.sub(r"@\d+$", "", re.sub(r"^L\['self'\]\.?", "", path))

@@ -8,16 +8,18 @@ itself and cannot go without changing the function of what stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from shearfx.errors import PlanError, message
-from shearfx.graph import Graph, module_paths
+from shearfx.graph import Graph, module_kinds
 
 aten = torch.ops.aten
+Stream = tuple[fx.Node, fx.Node] | str
+"""What enters and what leaves; or why there is no such thing."""
 _SUMS = {aten.add.Tensor, aten.add_.Tensor}
 _SAME = {
     aten.dropout.default, aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
@@ -95,26 +97,82 @@ class Layers:
 def find_layers(graph: Graph) -> Layers:
     """The layers of a model that can go whole.
 
+    Lists may lie within items of lists (blocks within stages). The outermost are taken where all of their items can go;
+    where some cannot, layers of one class inside of the items take the items' place.
+
     Args:
         graph: the analysis of the model.
     """
     regions: dict[str, dict[fx.Node, None]] = {}
+    kinds: dict[str, str] = {}
     for node in graph.traced.graph.nodes:
-        path = next((p for p in module_paths(node) if p.rpartition(".")[2].isdigit()), None)
-        if path is not None:
-            regions.setdefault(path, {})[node] = None
-    layers: list[Layer] = []
+        for path, kind in module_kinds(node).items():
+            if path.rpartition(".")[2].isdigit():
+                regions.setdefault(path, {})[node] = None
+                kinds[path] = kind
+    streams = {path: _stream(graph, nodes) for path, nodes in regions.items()}
+    inside: dict[str, list[str]] = {}
+    for path in regions:
+        inside.setdefault(_above(path, regions), []).append(path)
+    found: list[str] = []
     refused: dict[str, str] = {}
-    for path, nodes in regions.items():
-        found = _stream(graph, nodes)
-        if isinstance(found, str):
-            refused[path] = found
-        else:
-            layers.append(Layer(path, *found, _own_params(graph, nodes)))
+    for paths in _by_list(inside.get("", [])):
+        _choose(paths, streams, inside, kinds, found, refused)
+    order = {path: i for i, path in enumerate(regions)}
+    layers = [
+        Layer(path, *stream, _own_params(graph, regions[path]))
+        for path in sorted(found, key=order.__getitem__)
+        if not isinstance(stream := streams[path], str)
+    ]
     return Layers(tuple(layers), refused)
 
 
-def _stream(graph: Graph, nodes: dict[fx.Node, None]) -> tuple[fx.Node, fx.Node] | str:
+def _above(path: str, items: Container[str]) -> str:
+    """The innermost of the items around a path; empty where there is none."""
+    while path:
+        path = path.rpartition(".")[0]
+        if path in items:
+            return path
+    return ""
+
+
+def _by_list(paths: Iterable[str]) -> list[list[str]]:
+    """Paths of items, list by list."""
+    lists: dict[str, list[str]] = {}
+    for path in paths:
+        lists.setdefault(path.rpartition(".")[0], []).append(path)
+    return list(lists.values())
+
+
+def _choose(
+    paths: Sequence[str], streams: Mapping[str, Stream], inside: Mapping[str, Sequence[str]], kinds: Mapping[str, str],
+    found: list[str], refused: dict[str, str],
+) -> None:  # fmt: skip
+    """Which items of a list can go, or in the place of some the layers inside of them."""
+    if all(not isinstance(streams[path], str) for path in paths):
+        found += paths
+        return
+    for path in paths:
+        inner: list[str] = []
+        reasons: dict[str, str] = {}
+        for below in _by_list(inside.get(path, [])):
+            before = len(inner)
+            local: dict[str, str] = {}
+            if len({kinds[one] for one in below}) == 1:  # others are the parts that a layer is made of
+                _choose(below, streams, inside, kinds, inner, local)
+            if len(inner) > before:  # of a list without layers it does not matter why
+                reasons |= local
+        stream = streams[path]
+        if inner:
+            found += inner
+            refused |= reasons | {path: f"layers inside of it can go one by one ({', '.join(inner[:3])})"}
+        elif isinstance(stream, str):
+            refused[path] = stream
+        else:
+            found.append(path)
+
+
+def _stream(graph: Graph, nodes: dict[fx.Node, None]) -> Stream:
     """What enters and leaves, or why there is no such thing."""
     leaving = [
         node

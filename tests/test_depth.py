@@ -185,6 +185,67 @@ def test_layers_that_change_the_stream_itself_stay_in() -> None:
         found.only(["bert.encoder.layer.0"])
 
 
+class Stages(nn.Module):
+    """Lists of blocks in a list of stages, of which some widen the stream behind their blocks."""
+
+    def __init__(self, widening: tuple[bool, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stages = nn.ModuleList(Stage(widens) for widens in widening)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+class Stage(nn.Module):
+    def __init__(self, widens: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Branch(i, "sum", False) for i in range(2)])
+        self.behind = nn.Sequential(nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)) if widens else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.behind(x)
+        return found
+
+
+def test_where_stages_cannot_go_their_blocks_can() -> None:
+    x = torch.randn(2, 4, WIDTH)
+    whole = shearfx.trace(Stages((False, False)).eval(), x)
+    assert [layer.path for layer in find_layers(whole).layers] == ["stages.0", "stages.1"]
+    model = Stages((True, False)).eval()
+    graph = shearfx.trace(model, x)
+    found = find_layers(graph)
+    assert [layer.path for layer in found.layers] == [f"stages.{i}.blocks.{j}" for i in (0, 1) for j in (0, 1)]
+    assert {layer.params for layer in found.layers} == {sum(p.numel() for p in Branch(0, "sum", False).parameters())}
+    with pytest.raises(PlanError, match=r"one by one \(stages.1.blocks.0"):
+        found.only(["stages.1"])
+    small = drop_layers(model, graph, ["stages.1.blocks.0"])
+    zeroed = copy.deepcopy(model)
+    for parameter in zeroed.get_submodule("stages.1.blocks.0.down").parameters():
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(small(x), zeroed(x))
+    with pytest.raises(PlanError, match="all layers"):
+        found.only(["stages.0.blocks.0", "stages.0.blocks.1"])
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["swin", "convnext"])
+def test_blocks_within_stages_go_and_the_class_states_it(name: str) -> None:
+    entry, graph = analysed(name)
+    lists = {path: of for path, of in find_layers(graph).lists().items() if path.count(".") >= 3}
+    assert lists
+    for of in lists.values():
+        if len(of) > 1:  # the last: Swin's blocks shift their windows by whether their number is odd
+            small = drop_layers(entry.module, graph, [of[-1].path])
+            assert type(small) is type(entry.module)
+            assert small.config.depths == [1, 1] != entry.module.config.depths  # type: ignore[union-attr]
+
+
 def test_layers_that_cannot_be_asked_for() -> None:
     _, graph = traced(("sum", "norm"))
     found = find_layers(graph)
