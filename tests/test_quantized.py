@@ -21,6 +21,7 @@ from shearfx.pipeline import quantized
 from shearfx.pipeline.quantized import quantize, quantized_bytes
 from shearfx.saliency import REGISTRY
 from tests.tiny_runs import Runs, options, tiny_llama, write_model, write_text
+from tests.tiny_tokenizers import byte_tokenizer
 
 IDS = torch.arange(32).reshape(2, 16) * 7 % 264
 FORMS: list[Quantize] = ["8bit", "4bit"]
@@ -99,6 +100,23 @@ def test_recovery_by_itself_heals_in_four_bits(runs: Runs, tmp_path: Path) -> No
     config = ShearConfig.of_mapping(options(runs.text, quantize="4bit", tokens=None, steps=20))
     found = recover_model(str(tmp_path / "run" / "model"), str(runs.model), tmp_path / "out", config, Silent())
     assert sum(found["recover"]["losses"].values()) < sum(found["cut"]["losses"].values())
+
+
+def test_a_model_without_a_layer_heals_in_four_bits(runs: Runs, tmp_path: Path) -> None:
+    """Gromov et al.: drop layers, then QLoRA."""
+    from shearfx.depth import write_shorter
+    from shearfx.pipeline import Silent
+    from shearfx.pipeline.stages import recover_model
+
+    full: Any = LlamaForCausalLM.from_pretrained(runs.model)
+    graph, shorter = shearfx.trace(full, IDS), tmp_path / "shorter"
+    write_shorter(full, graph, ["model.layers.0"], shorter, kwargs={"input_ids": IDS}, tokenizer=byte_tokenizer())
+    config = ShearConfig.of_mapping(options(runs.text, quantize="4bit", tokens=None, steps=20))
+    found = recover_model(str(shorter), str(runs.model), tmp_path / "out", config, Silent())
+    assert sum(found["recover"]["losses"].values()) < sum(found["cut"]["losses"].values())
+    healed: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert healed.config.num_hidden_layers == full.config.num_hidden_layers - 1
+    assert all(p.is_floating_point() for p in healed.parameters())
 
 
 @pytest.mark.parametrize("form", FORMS)
