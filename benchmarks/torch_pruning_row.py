@@ -47,8 +47,8 @@ def measure(name: str) -> str:
     import torch_pruning as tp
     from torch import nn
 
-    from shearfx.precision import double_precision, doubled, doubled_inputs
     from shearfx.comparison import relative_error
+    from shearfx.precision import double_precision, doubled, doubled_inputs
     from tests import zoo
 
     torch.set_num_threads(1)

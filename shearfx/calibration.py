@@ -11,7 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shearfx.errors import ShearError, message
 
-__all__ = ["library_text", "manual_text", "token_batches"]
+__all__ = ["MANUAL", "library_text", "manual_text", "token_batches"]
+
+MANUAL = "the manual that comes with Python"
+"""What errors call it."""
 
 
 def token_batches(
@@ -21,23 +24,29 @@ def token_batches(
     sequence_length: int = 128,
     batches: int = 16,
     batch_size: int = 1,
+    source: str = "token_batches",
 ) -> list[torch.Tensor]:
     """Cut ``batches`` batches of int64 token ids ``[batch_size, sequence_length]`` from a text, spread evenly over it.
 
-    Windows do not overlap; no special tokens are added.
+    Windows do not overlap; no special tokens are added. ``source`` is what errors call the text.
 
     Raises:
-        ShearError: there is no tokenizer, or the text is too short.
+        ShearError: there is no tokenizer, nothing is asked for, or the text is too short.
     """
     if tokenizer is None:
         todo = "put the tokenizer's files beside the weights, or choose a saliency that needs no data"
-        raise ShearError(message("there is no tokenizer to read the text with", where="token_batches", todo=todo))
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+        raise ShearError(message("there is no tokenizer to read the text with", where=source, todo=todo))
     wanted = batches * batch_size
+    if wanted < 1 or sequence_length < 1:
+        what = f"{wanted} windows of {sequence_length} tokens were asked for, which are none"
+        raise ShearError(message(what, where=source, todo="ask for at least one window, of one token"))
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
     available = len(ids) // sequence_length
-    if wanted < 1 or available < wanted:
-        what = f"{wanted} windows of {sequence_length} tokens were asked for, and the text has {len(ids)} tokens"
-        raise ShearError(message(what, where="token_batches", todo="give a longer text, or ask for fewer windows"))
+    if available < wanted:
+        needed = f"{wanted} windows of {sequence_length} tokens ({wanted * sequence_length} tokens in all)"
+        what = f"{needed} were asked for, and the text has {len(ids)} tokens"
+        todo = "give a longer text, or ask for fewer windows, or shorter ones"
+        raise ShearError(message(what, where=source, todo=todo))
     windows = ids[: available * sequence_length].view(available, sequence_length)
     chosen = windows[[i * available // wanted for i in range(wanted)]]
     return list(chosen.split(batch_size))

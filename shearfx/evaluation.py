@@ -3,8 +3,10 @@
 Every result carries what is needed to read it: window length, tokens, tokenizer, dtype, device, repeats.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +28,7 @@ from shearfx.inference import (
 )
 from shearfx.speed import Speed, generation_speed
 
-__all__ = ["ParameterCount", "Perplexity", "Speed", "generation_speed", "parameter_count", "perplexity"]
+__all__ = ["ParameterCount", "Perplexity", "Speed", "Windows", "generation_speed", "parameter_count", "perplexity"]
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 
@@ -47,6 +49,18 @@ class Perplexity:
     def __str__(self) -> str:
         windows = f"sequence {self.sequence_length}, stride {self.stride}, {'' if self.bos else 'no '}BOS"
         return f"perplexity {self.value:.2f} ({self.tokens} tokens, {windows}, {self.tokenizer}, {self.dtype})"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows that a model reads at a time, and all that their losses depend on beside the model."""
+
+    text: str  # digest of its token ids, document by document
+    sequence_length: int
+    stride: int
+    max_tokens: int | None
+    batch_size: int  # the order of sums within the model depends on it
+    window: int  # number of the first one
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ def perplexity(
     stride: int | None = None,
     max_tokens: int | None = None,
     batch_size: int = 1,
+    cache: MutableMapping[Windows, list[float]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a causal language model on ``text``, one string or a list of documents.
@@ -92,7 +107,10 @@ def perplexity(
     ``input_ids`` ``[batch, tokens]``, int64, in eval mode (which is restored); logits are its output's ``logits``,
     or its first tensor, ``[batch, tokens, vocabulary]``.
 
-    ``progress`` is called with (windows done, windows in all).
+    Losses (of each window the sum, in nats) that are in ``cache`` are not computed again, and those that are computed
+    go into it at once; it must be of the same model, as a :class:`shearfx.zero_shot.LossFile` is: what is cut off goes
+    on there, and ends with the same number to the last bit.  ``progress`` is called with (windows done, windows in
+    all).
 
     Raises:
         ShearError: no tokenizer, too little text, a length that the model or the text does not allow, ids outside
@@ -118,18 +136,23 @@ def perplexity(
         raise ShearError(message("the text has no token to predict", where="perplexity", todo=todo))
 
     total, tokens, done = 0.0, 0, 0
+    digest = "" if cache is None else hashlib.sha256(json.dumps(encoded).encode()).hexdigest()[:16]
     with evaluating(model):
         for batch in _batches(windows, batch_size):
-            ids = torch.tensor([window for window, _ in batch], device=device_of(model))
-            logits = logits_of(model, ids)
-            for row, (_, first) in enumerate(batch):
-                total += _negative_log_likelihood(logits[row, first - 1 : -1], ids[row, first:])
-                tokens += ids.shape[1] - first
+            key = Windows(digest, length, step, max_tokens, batch_size, done)
+            losses = None if cache is None else cache.get(key)
+            if losses is None:
+                losses = _losses(model, batch)
+                if not all(map(math.isfinite, losses)):
+                    where = f"perplexity, window {done + len(batch)} of {len(windows)}"
+                    todo = "check the model's weights, or use a dtype with a wider range (float32)"
+                    raise ShearError(message("the model's logits are not finite", where=where, todo=todo))
+                if cache is not None:
+                    cache[key] = losses
+            for loss, (window, first) in zip(losses, batch, strict=True):
+                total += loss
+                tokens += len(window) - first
             done += len(batch)
-            if not math.isfinite(total):
-                where = f"perplexity, window {done} of {len(windows)}"
-                todo = "check the model's weights, or use a dtype with a wider range (float32)"
-                raise ShearError(message("the model's logits are not finite", where=where, todo=todo))
             if progress is not None:
                 progress(done, len(windows))
     mean = total / tokens
@@ -195,6 +218,15 @@ def _batches(windows: list[tuple[list[int], int]], size: int) -> Iterator[list[t
         batch.append(window)
     if batch:
         yield batch
+
+
+def _losses(model: nn.Module, batch: list[tuple[list[int], int]]) -> list[float]:
+    """Of each window the sum of -log p over the tokens that count, in nats."""
+    ids = torch.tensor([window for window, _ in batch], device=device_of(model))
+    logits = logits_of(model, ids)
+    return [
+        _negative_log_likelihood(logits[row, first - 1 : -1], ids[row, first:]) for row, (_, first) in enumerate(batch)
+    ]
 
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> float:

@@ -317,6 +317,51 @@ def test_taylor_takes_a_text(stories: Path, tmp_path: Path) -> None:
     assert len({cut["kept"] for cut in data["cuts"]}) > 1  # magnitude would leave all layers alike
 
 
+@pytest.mark.parametrize("command", ["prune", "eval"])
+def test_a_text_without_words_is_named_before_the_model_is_loaded(
+    llama: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shearfx.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    asked = (command, llama, "--text", text, *(("--saliency", "wanda_sp", "-o", out) if command == "prune" else ()))
+    for content, expected in (("", "the text is empty"), ("\n \t\n", "the text is nothing but blanks")):
+        text.write_text(content)
+        said = refusal_of(*asked)
+        assert expected in said and f"where: {text}" in said
+    assert not out.exists()
+
+
+def test_a_text_that_is_too_short_to_score_on_is_named_before_the_model_is_traced(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shearfx.cli.prune.trace_with_progress", lambda *_: pytest.fail("the model was traced"))
+    text = tmp_path / "text.txt"
+    text.write_text("A dog.")
+    said = refusal_of("prune", stories, "--saliency", "wanda_sp", "--text", text, "-o", tmp_path / "out")
+    assert re.search(r"16 windows of 128 tokens \(2048 tokens in all\) .* the text has \d tokens", said)
+    assert f"where: {text}" in said and "longer text" in said
+
+
+def test_an_evaluation_of_texts_goes_on_with_what_it_kept(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, task, kept = tmp_path / "text.txt", tmp_path / "cats.jsonl", tmp_path / "kept.jsonl"
+    text.write_text("Once upon a time there was a little dog. " * 20)
+    task.write_text('{"query": "The cat sat on", "choices": [" the mat", " zzz qqq"], "gold": 0}\n')
+    asked = ("eval", stories, "--text", text, "--sequence-length", 32, "--tasks", task)
+    whole = data_of(*asked)
+    assert data_of(*asked, "--answers", kept) == whole
+    content = kept.read_bytes()
+    lines = content.splitlines(keepends=True)
+    windows = sum(b"losses" in line for line in lines)
+    assert windows > 3 and len(lines) == windows + 2  # whose they are, and one item
+    kept.write_bytes(b"".join(lines[:3]) + lines[3][:30])  # killed while it wrote
+    assert data_of(*asked, "--answers", kept) == whole
+    assert kept.read_bytes() == content
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("something was computed again"))
+    assert data_of(*asked, "--answers", kept) == whole
+
+
 # -- results that do not say how to build their model -----------------------------------------------------
 
 

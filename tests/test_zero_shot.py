@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shearfx.errors import DataError, ShearError
 from shearfx.inference import logits_of
 from shearfx.models import load_model
-from shearfx.zero_shot import Answer, Task, TaskResult, answers, kept, read_task, read_tasks, zero_shot
-from shearfx.zero_shot.answer_file import weights_digest
+from shearfx.zero_shot import Answer, Item, Task, TaskResult, answers, kept, read_task, read_tasks, zero_shot
 from shearfx.zero_shot.answers import encode
 from shearfx.zero_shot.results import result_of
+from shearfx.zero_shot.whose import weights_digest
 from tests.tiny_tokenizers import byte_tokenizer
 
 POSITIONS = 24
@@ -243,6 +243,27 @@ def test_answers_that_were_kept_are_not_asked_for_again(llama: nn.Module, tmp_pa
         zero_shot(counting, tokenizer, tasks, cache=file)
 
 
+def test_an_item_that_cannot_be_answered_is_named_by_file_and_line(llama: nn.Module, tmp_path: Path) -> None:
+    good, odd = json.dumps(CHOICES), json.dumps({**CHOICES, "choices": [" yes", " " + "n" * 50]})
+    path = tmp_path / "odd.jsonl"
+    path.write_text(f"{good}\n\n{odd}\n{good}\n")
+    tasks = read_tasks([write(tmp_path / "fine.jsonl", WORDS), path])
+    with pytest.raises(DataError) as refused:
+        zero_shot(llama, byte_tokenizer(), tasks)
+    said = str(refused.value)
+    assert "51 tokens, the model 24 positions: ' nnn" in said
+    assert f"where: {path}, line 3\n" in said
+    assert "shorter, or leave the item out" in said
+    assert all(len(line) < 200 for line in said.splitlines())
+    assert tasks[1].items[0] == tasks[1].items[2], "where an item stands is no part of it"
+    unwritten = Task("by hand", (Item(("a",), ("b" * 50,), None),), 1)
+    with pytest.raises(DataError, match="where: task by hand, item "):
+        zero_shot(llama, byte_tokenizer(), [unwritten])
+    begun = Task("begun", (Item(("",), ("b",), None, "begun.jsonl, line 7"),), 1)
+    with pytest.raises(DataError, match=r"(?s)no token to begin with.*begun.jsonl, line 7"):
+        zero_shot(llama, byte_tokenizer(eos=False), [begun])
+
+
 def test_models_are_told_apart_by_every_number_and_by_what_computes_with_them(llama: nn.Module) -> None:
     digest = weights_digest(llama)
     assert weights_digest(copy.deepcopy(llama)) == digest
@@ -308,22 +329,73 @@ def test_draws_in_which_the_dense_model_is_no_better_than_blind_choice_say_nothi
     assert high <= 1.0  # what is kept of a model that is better nowhere; draws below chance would turn the sign
 
 
-def test_lm_evaluation_harness_agrees_item_by_item(stories: Path, shared: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install shearfx[lm-eval]")
+def harness_tasks(folder: Path, shared: Path) -> list[Task]:
+    """Real tasks, and choices that begin without a blank, and with and without one."""
+    bare = {"query": "Who sat on the mat?\n", "choices": ["dog", "The cat", "a very old man"], "gold": 1}
+    mixed = {"query": "Who saw a dog?\n", "choices": [" Lily", "Tom and Lily", " the big old cat"], "gold": 0}
+    files = [write(folder / "bare.jsonl", bare, bare | {"gold": 2}, bare | {"query": "Who ran?\n"})]
+    files.append(write(folder / "mixed.jsonl", mixed, mixed | {"gold": 1}))
+    return read_tasks([shared / "data" / "mc", *files], limit=6)
+
+
+def test_lm_evaluation_harness_agrees_item_by_item(
+    stories: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own verdicts and means, not only log-probabilities that we judge by."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install shearfx[lm-eval]")
     from shearfx.zero_shot.harness import harness_zero_shot
 
     loaded = load_model(str(stories))
-    tasks = read_tasks([shared / "data" / "mc"], limit=6)
+    tasks = harness_tasks(tmp_path, shared)
+    said: dict[str, Any] = {}
+    evaluate = lm_eval.simple_evaluate
+
+    def listened(*given: Any, **more: Any) -> Any:
+        said.update(evaluate(*given, **more))
+        return said
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", listened)
     with pytest.raises(ShearError, match="no tokenizer"):
         harness_zero_shot(loaded.module, None, tasks)
     ours = zero_shot(loaded.module, loaded.tokenizer, tasks)
     theirs = harness_zero_shot(loaded.module, loaded.tokenizer, tasks)
     assert [r.name for r in ours] == [task.name for task in tasks]
 
+    compared = set()
+    for result in ours:
+        summary, samples = said["results"][result.name], said["samples"][result.name]
+        verdicts = {sample["doc_id"]: sample for sample in samples}
+        for metric, right in (("acc", result.right), ("acc_norm", result.right_norm)):
+            if f"{metric},none" in summary:
+                compared.add((result.name, metric))
+                assert summary[f"{metric},none"] == pytest.approx(getattr(result, metric), abs=1e-12)  # a mean
+                assert tuple(verdicts[n][metric] for n in range(result.items)) == right
+        if result.perplexity is not None:
+            compared.add((result.name, "perplexity"))
+            # float32 on both sides, texts batched and padded otherwise
+            assert summary["perplexity,none"] == pytest.approx(result.perplexity, rel=1e-3)
+    chosen = {r.name for r in ours if r.acc_norm is not None}
+    # contexts of winogrande are chosen: the harness would divide by their length; it counts a blank that only some have
+    normed = chosen - {"winogrande", "mixed"}
+    assert {"hellaswag", "piqa", "bare"} <= normed
+    assert {name for name, metric in compared if metric == "acc"} == {task.name for task in tasks}
+    assert {name for name, metric in compared if metric == "acc_norm"} == normed
+    assert {name for name, metric in compared if metric == "perplexity"} == {task.name for task in tasks} - chosen
+
     def decided(result: TaskResult) -> Any:
-        return result.name, result.right, result.right_norm, result.acc, result.acc_norm_stderr
+        return result.name, result.right, result.right_norm, result.acc, result.acc_norm, result.acc_norm_stderr
 
     assert list(map(decided, ours)) == list(map(decided, theirs))
     for one, other in zip(ours, theirs, strict=True):
         assert (one.perplexity is None) == (other.perplexity is None)
         assert (one.perplexity or 0) == pytest.approx(other.perplexity or 0, rel=1e-3)
+
+
+def test_through_the_harness_an_odd_item_is_named_too(stories: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install shearfx[lm-eval]")
+    from shearfx.zero_shot.harness import harness_zero_shot
+
+    loaded = load_model(str(stories))
+    path = write(tmp_path / "odd.jsonl", CHOICES, {**CHOICES, "choices": [" yes", " n" * 600]})
+    with pytest.raises(DataError, match=r"(?s)the model 512 positions.*odd.jsonl, line 2"):
+        harness_zero_shot(loaded.module, loaded.tokenizer, read_tasks([path]))

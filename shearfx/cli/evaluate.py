@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model
+from shearfx.cli.prune_checks import read_words
 from shearfx.errors import ShearError, message
 
 if TYPE_CHECKING:
     from shearfx.models import LoadedModel
+    from shearfx.zero_shot import LineFile
 
 __all__ = ["evaluate"]
 
@@ -29,7 +31,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.", show_default=False)] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Keep answers in this file as they are found; go on with what is in it.", show_default=False),
+        typer.Option(
+            help="Keep what is found in this file, window by window and item by item; go on with what is in it.",
+            show_default=False,
+        ),
     ] = None,
     harness: Annotated[bool, typer.Option(help="Score the tasks through lm-evaluation-harness.")] = False,
     speed: Annotated[bool, typer.Option(help="Time prefill and decode, count FLOPs and memory.")] = False,
@@ -55,13 +60,16 @@ def evaluate(
 
         shearfx eval small --text wiki.txt --tasks tasks/ --limit 200 --answers small.jsonl --speed
     """
-    with talking(as_json, debug) as talk:
+    with talking(as_json, debug, "the same command" if answers else "") as talk:
         if not text and not tasks and not speed:
             what, todo = "there is nothing to measure", "pass --text FILE, --tasks FILE_OR_FOLDER or --speed"
             raise ShearError(message(what, where="shearfx eval", todo=todo))
-        from shearfx.zero_shot import read_tasks
+        if harness and answers is not None:
+            what = "lm-evaluation-harness keeps no answers"
+            raise ShearError(message(what, where="--harness, --answers", todo="leave one of them out"))
+        from shearfx.zero_shot import LossFile, read_tasks
 
-        texts = {str(path): read_text(path) for path in text or ()}
+        texts = {str(path): read_words(path) for path in text or ()}
         asked = read_tasks(tasks or (), limit) if tasks else []
         loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
         from shearfx.evaluation import parameter_count, perplexity
@@ -71,18 +79,20 @@ def evaluate(
         data: dict[str, Any] = {"model": model, "parameters": count.total,
                                 "without_embeddings": count.without_embeddings}  # fmt: skip
         shown = [f"{model}: {count.total:,} parameters, {count.without_embeddings:,} without embeddings"]
+        kept = None if answers is None or not (texts or asked) else _kept(loaded, answers)
+        losses = None if kept is None else LossFile(kept)
         for name, content in texts.items():
             with talk.step(f"measuring perplexity on {name}") as progress:
                 measured = perplexity(
                     loaded.module, loaded.tokenizer, content, sequence_length=sequence_length, stride=stride,
-                    max_tokens=max_tokens, batch_size=batch_size, progress=progress,
+                    max_tokens=max_tokens, batch_size=batch_size, cache=losses, progress=progress,
                 )  # fmt: skip
             found = {"text": name, **asdict(measured)}
             found["perplexity"] = found.pop("value")
             data.setdefault("texts", []).append(found)
             shown.append(f"{measured} on {name}")
         if asked:
-            results = _tasks(talk, loaded, asked, batch_tokens, answers, harness)
+            results = _tasks(talk, loaded, asked, batch_tokens, kept, harness)
             data["tasks"] = [result.to_record() for result in results]
             shown += map(str, results)
         if speed:
@@ -105,12 +115,16 @@ def _note_slow(talk: Talk, loaded: LoadedModel) -> None:
         talk.note("this processor does not compute in bfloat16: --dtype float32 is several times as fast")
 
 
+def _kept(loaded: LoadedModel, answers: Path) -> LineFile:
+    from shearfx.inference import check_tokenizer
+    from shearfx.zero_shot import LineFile, whose
+
+    return LineFile(answers, whose(loaded.module, check_tokenizer(loaded.tokenizer)))
+
+
 def _tasks(
-    talk: Talk, loaded: LoadedModel, asked: Any, batch_tokens: int, answers: Path | None, harness: bool
+    talk: Talk, loaded: LoadedModel, asked: Any, batch_tokens: int, kept: LineFile | None, harness: bool
 ) -> list[Any]:
-    if harness and answers is not None:
-        what = "lm-evaluation-harness keeps no answers"
-        raise ShearError(message(what, where="--harness, --answers", todo="leave one of them out"))
     if harness:
         from shearfx.zero_shot.harness import harness_zero_shot
 
@@ -120,7 +134,7 @@ def _tasks(
 
     with talk.step("answering zero-shot tasks") as progress:
         return zero_shot(
-            loaded.module, loaded.tokenizer, asked, batch_tokens=batch_tokens, cache=answers, progress=progress
+            loaded.module, loaded.tokenizer, asked, batch_tokens=batch_tokens, cache=kept, progress=progress
         )
 
 

@@ -11,10 +11,13 @@ from rich.table import Table
 
 from shearfx.atomic import check_free
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model
+from shearfx.cli.prune_checks import check_amounts, read_words
 from shearfx.errors import PlanError, message
 
 if TYPE_CHECKING:
+    import torch
+
     from shearfx.depth import AngularDistances, Layer
     from shearfx.graph import Graph
     from shearfx.models import LoadedModel
@@ -63,8 +66,10 @@ def layers(
             raise PlanError(message(f"a ratio of {ratio:g}", where="--ratio", todo="pass a share between 0 and 1"))
         if out is not None:
             check_free(out, overwrite=False)
-        content = None if text is None else read_text(text)
+        check_amounts(samples, sequence_length)
+        content = None if text is None else read_words(text)
         loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
+        windows = _windows(loaded, text, content, samples, sequence_length)  # a short text says so before the tracing
         from shearfx.analysis import trace
         from shearfx.depth import find_layers
 
@@ -84,7 +89,7 @@ def layers(
                 talk.note(f"{path}: no distances, as {reason}")
                 continue
             with talk.step(f"measuring distances in {path}") as progress:
-                measured[path] = _distances(loaded, of, content, samples, sequence_length, progress)
+                measured[path] = _distances(loaded, of, windows, progress)
         amount = None if ratio is None else ratio * graph.total_params
         chosen = layer or _chosen(measured, found.lists(), drop, amount, deepest)
         data: dict[str, Any] = {
@@ -94,6 +99,7 @@ def layers(
         }  # fmt: skip
         if ratio is not None:
             makes = sum(one.params for one in found.layers if one.path in chosen) / graph.total_params
+            data |= {"asked": ratio, "achieved": makes}
             talk.note(f"a ratio of {ratio:.1%} is asked for: {len(chosen)} whole layers make {makes:.1%}")
         if chosen and out is not None:
             data["achieved"] = _write(talk, loaded, graph, chosen, out)
@@ -103,7 +109,7 @@ def layers(
                 console.print(_table(path, of, measured.get(path), chosen))
             for path, reason in found.refused.items():
                 console.print(f"{path} stays: {reason}", markup=False, soft_wrap=True)
-            if "achieved" in data:
+            if chosen and out is not None:
                 console.print(
                     f"{out}: {len(chosen)} layers less, {data['achieved']:.1%} of the parameters", markup=False
                 )
@@ -120,18 +126,23 @@ def _unmeasured(loaded: LoadedModel, of: list[Layer]) -> str:
     return "" if without_gaps(of) else "some layers between these cannot go"
 
 
-def _distances(
-    loaded: LoadedModel, of: list[Layer], text: str | None, samples: int, length: int, progress: Any
-) -> AngularDistances:
-    from shearfx.calibration import manual_text, token_batches
-    from shearfx.depth import angular_distances
-    from shearfx.inference import device_of, logits_of
+def _windows(loaded: LoadedModel, file: Path | None, text: str | None, samples: int, length: int) -> list[torch.Tensor]:
+    """Token ids ``[1, length]`` to measure on, of a file's text or of the manual; none where there is no tokenizer."""
+    from shearfx.calibration import MANUAL, manual_text, token_batches
+    from shearfx.inference import device_of
 
-    batches = token_batches(
-        loaded.tokenizer, manual_text() if text is None else text, sequence_length=length, batches=samples
-    )
-    batches = [batch.to(device_of(loaded.module)) for batch in batches]
-    return angular_distances(loaded.module, of, batches, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
+    if loaded.tokenizer is None:
+        return []
+    text, source = (manual_text(), MANUAL) if text is None else (text, str(file))
+    found = token_batches(loaded.tokenizer, text, sequence_length=length, batches=samples, source=source)
+    return [batch.to(device_of(loaded.module)) for batch in found]
+
+
+def _distances(loaded: LoadedModel, of: list[Layer], windows: list[torch.Tensor], progress: Any) -> AngularDistances:
+    from shearfx.depth import angular_distances
+    from shearfx.inference import logits_of
+
+    return angular_distances(loaded.module, of, windows, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
 
 
 def _chosen(

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from shearfx.cli.analyze import trace_with_progress
 from shearfx.cli.console import AsJson, Debug, Talk, talking
-from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_plan, read_text
+from shearfx.cli.opening import Device, Dtype, Model, Original, open_model, original_of, read_plan
 from shearfx.cli.plan_shown import describe, show_plan
 from shearfx.cli.prune_checks import (
     check_amounts,
@@ -22,6 +22,7 @@ from shearfx.cli.prune_checks import (
     check_options,
     check_out,
     groups_known,
+    read_words,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class Unit(StrEnum):
 class Calibration:
     """Text for saliencies that look at data, and how much of it."""
 
-    text: Path | None
+    file: Path | None
+    text: str | None
+    """What is in the file; None stands for Python's own manual."""
     samples: int
     sequence_length: int
 
@@ -136,9 +139,10 @@ def prune(
         if apply is None:
             check_request(0.2 if ratio is None else ratio, scope.value, form.value, multiple, unit.value, floor)
         unprunable, measured = groups_known(knowledge, gamma)
+        calibration = Calibration(text, None if text is None else read_words(text), samples, sequence_length)
         if apply is not None:
             plan = read_plan(apply)
-            if _on_disk(model, plan, dtype):
+            if _on_disk(model, plan, dtype) and not plan.layers:
                 _cut_on_disk(talk, model, plan, out, overwrite)
                 loaded = None
             else:
@@ -148,7 +152,7 @@ def prune(
             plan = _make_plan(
                 talk,
                 loaded,
-                Calibration(text, samples, sequence_length),
+                calibration,
                 ratio=0.2 if ratio is None else ratio,
                 saliency=saliency,
                 scope=scope.value,
@@ -196,9 +200,10 @@ def _make_plan(talk: Talk, loaded: LoadedModel, calibration: Calibration, salien
     from shearfx.saliency import find
 
     chosen = find(saliency)  # before minutes of tracing
+    # a text that is too short says so before that too; the manual is only read if it is looked at
+    data = _Manual(talk, loaded, calibration) if calibration.text is None else _windows(loaded, calibration)
     graph = trace_with_progress(talk, loaded.module, loaded.args, loaded.kwargs)
     remember(loaded.module, graph)
-    data = _Batches(talk, loaded, calibration)
     if options["unit"] == Unit.MILLISECONDS:
         options["unit"] = _timed(talk, graph, loaded.module, options)
     with talk.step(f"planning by {saliency}") as progress, warnings.catch_warnings():
@@ -220,9 +225,18 @@ def _timed(talk: Talk, graph: Graph, model: nn.Module, options: dict[str, Any]) 
     return time
 
 
+def _windows(loaded: LoadedModel, asked: Calibration) -> list[torch.Tensor]:
+    from shearfx.calibration import MANUAL, manual_text, token_batches
+
+    text, source = (manual_text(), MANUAL) if asked.text is None else (asked.text, str(asked.file))
+    return token_batches(
+        loaded.tokenizer, text, sequence_length=asked.sequence_length, batches=asked.samples, source=source
+    )
+
+
 @dataclass(frozen=True)
-class _Batches:
-    """Batches of the text, made if and when a saliency looks at them."""
+class _Manual:
+    """Windows of Python's own manual, made if and when a saliency looks at them."""
 
     talk: Talk
     loaded: LoadedModel
@@ -232,14 +246,8 @@ class _Batches:
         return self.calibration.samples
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        from shearfx.calibration import manual_text, token_batches
-
-        source, tokenizer = self.calibration.text, self.loaded.tokenizer
-        if source is None:
-            self.talk.note("no --text given: scoring on the manual that comes with Python")
-        text = manual_text() if source is None else read_text(source)
-        length, samples = self.calibration.sequence_length, self.calibration.samples
-        return iter(token_batches(tokenizer, text, sequence_length=length, batches=samples))
+        self.talk.note("no --text given: scoring on the manual that comes with Python")
+        return iter(_windows(self.loaded, self.calibration))
 
 
 def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, int]:

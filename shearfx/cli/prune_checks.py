@@ -1,4 +1,4 @@
-"""Checks of what ``shearfx prune`` is asked, before anything takes long."""
+"""Checks of what ``shearfx prune`` and its like are asked, before anything takes long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shearfx.errors import CheckpointError, PlanError, message
+from shearfx.cli.opening import read_text
+from shearfx.errors import CheckpointError, DataError, PlanError, message
 
 if TYPE_CHECKING:
     from shearfx.pruning_plan import PruningPlan
@@ -28,15 +29,28 @@ def check_options(context: typer.Context, apply: Path | None) -> None:
 
 
 def check_amounts(samples: int, sequence_length: int) -> None:
-    """Scores need text to look at."""
+    """There has to be text to look at."""
     if samples < 1 or sequence_length < 2:
         raise PlanError(
             message(
-                f"{samples} windows of {sequence_length} tokens are nothing to score on",
+                f"{samples} windows of {sequence_length} tokens are nothing to look at",
                 where="--samples, --sequence-length",
                 todo="pass at least 1 window of 2 tokens",
             )
         )
+
+
+def read_words(path: Path) -> str:
+    """Read a text that something is to be measured on.
+
+    Raises:
+        ShearError: it cannot be read, is no text, or has nothing in it but blanks.
+    """
+    text = read_text(path)
+    if not text.strip():
+        size = "empty" if not text else "nothing but blanks"
+        raise DataError(message(f"the text is {size}", where=str(path), todo="name a file with text in it"))
+    return text
 
 
 def check_out(out: Path, *, file: bool, overwrite: bool) -> None:

@@ -45,6 +45,7 @@ def answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
+    places: Sequence[str] | None = None,
     *,
     batch_tokens: int = 2048,
     progress: Progress | None = None,
@@ -62,6 +63,7 @@ def answers(
         model: a causal language model.
         tokenizer: its own.
         pairs: contexts and continuations.
+        places: where each of them stands, for errors: file and line.
         batch_tokens: tokens that are read at a time, padding included (one text at least).
         progress: called with tokens read and tokens in all.
 
@@ -69,7 +71,8 @@ def answers(
         DataError: a continuation has no tokens, or more than the model has positions.
         ShearError: the model cannot be called, or returns what is not finite.
     """
-    requests = [encode(tokenizer, *pair, positions(model)) for pair in pairs]
+    limit, places = positions(model), places or [""] * len(pairs)
+    requests = [encode(tokenizer, *pair, limit, place) for pair, place in zip(pairs, places, strict=True)]
     units = _units(requests)
     total, done = sum(len(read) for read, _ in units), 0
     with evaluating(model):
@@ -80,7 +83,9 @@ def answers(
                 progress(done, total)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, limit: int | None) -> Request:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, limit: int | None, where: str = ""
+) -> Request:
     """Token ids of a pair.
 
     Args:
@@ -88,6 +93,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, 
         context: what is given.
         continuation: what is judged.
         limit: positions of the model.
+        where: where the pair stands, for errors.
 
     Raises:
         DataError: the continuation has no tokens, or more than there are positions.
@@ -106,13 +112,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, 
         start = start or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(i, int)][:1]
     whole = start + before + after
     if not after or len(after) == len(whole):
-        what = "has no tokens" if not after else "follows on nothing: the tokenizer has no token to begin with"
-        raise DataError(message(f"the continuation {continuation!r} {what}", where="tokenizer", todo="leave it out"))
+        why = "has no tokens" if not after else "follows on nothing: the tokenizer has no token to begin with"
+        what, todo = f"the continuation {_brief(continuation)} {why}", "change that item, or leave it out"
+        raise DataError(message(what, where=where or "tokenizer", todo=todo))
     if limit is not None and len(after) > limit:
-        what = f"a continuation has {len(after)} tokens, the model {limit} positions"
-        raise DataError(message(what, where=repr(continuation[:60]), todo="leave the item out"))
+        what = f"a continuation has {len(after)} tokens, the model {limit} positions: {_brief(continuation)}"
+        todo = "make that continuation shorter, or leave the item out"
+        raise DataError(message(what, where=where, todo=todo))
     read = whole[:-1] if limit is None else whole[-limit - 1 : -1]
     return Request(tuple(read), tuple(after), common < len(alone))
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 Unit = tuple[tuple[int, ...], list[int]]

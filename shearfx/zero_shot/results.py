@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from shearfx.inference import check_tokenizer
 from shearfx.zero_shot.answer_file import AnswerFile
 from shearfx.zero_shot.answers import Answer, Progress, answers
+from shearfx.zero_shot.line_file import LineFile
 from shearfx.zero_shot.tasks import Item, Task
+from shearfx.zero_shot.whose import whose
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def zero_shot(
     tasks: Sequence[Task],
     *,
     batch_tokens: int = 2048,
-    cache: Path | None = None,
+    cache: Path | LineFile | None = None,
     progress: Progress | None = None,
 ) -> list[TaskResult]:
     """Answer tasks: summed log-probabilities of continuations, as lm-evaluation-harness scores multiple choice.
@@ -77,26 +79,28 @@ def zero_shot(
         tokenizer: its own.
         tasks: see :func:`shearfx.zero_shot.read_task`.
         batch_tokens: tokens that are read at a time, padding included.
-        cache: file of JSON lines that answers are kept in as they are found; what is in it is not computed again.
+        cache: file that answers are kept in as they are found; what is in it is not computed again.
         progress: called with tokens read and tokens in all, of all tasks.
 
     Raises:
-        ShearError: no tokenizer, a continuation without tokens, a model that cannot be called, logits that are not
-            finite, or a cache that belongs to another model.
+        DataError: a continuation without tokens, or with more than the model has positions, with its file and line; a
+            cache that cannot be used, or belongs to another model.
+        ShearError: no tokenizer, a model that cannot be called, or logits that are not finite.
     """
     tokenizer = check_tokenizer(tokenizer)
-    kept = AnswerFile(cache, model, tokenizer)
+    kept = AnswerFile(LineFile(cache, whose(model, tokenizer)) if isinstance(cache, Path) else cache)
     items = {(task.name, item.fingerprint): item for task in tasks for item in task.items}
     missing = [(key, item) for key, item in items.items() if key not in kept]
     owners = [(key, choice) for key, item in missing for choice in range(len(item.contexts))]
-    pairs = [pair for _, item in missing for pair in zip(item.contexts, item.continuations, strict=True)]
+    pairs = [pair for _, item in missing for pair in item.pairs]
+    places = [item.where or f"task {task}, item {item.fingerprint}" for (task, _), item in missing for _ in item.pairs]
     found: dict[tuple[str, str], dict[int, Answer]] = {key: {} for key, _ in missing}
-    for index, answer in answers(model, tokenizer, pairs, batch_tokens=batch_tokens, progress=progress):
+    for index, answer in answers(model, tokenizer, pairs, places, batch_tokens=batch_tokens, progress=progress):
         key, choice = owners[index]
         found[key][choice] = answer
         if len(found[key]) == len(items[key].contexts):
-            kept.add(*key, [found[key][i] for i in range(len(items[key].contexts))])
-    return [result_of(task, [kept.of(task.name, item.fingerprint) for item in task.items]) for task in tasks]
+            kept[key] = [found[key][i] for i in range(len(items[key].contexts))]
+    return [result_of(task, [kept[task.name, item.fingerprint] for item in task.items]) for task in tasks]
 
 
 def result_of(task: Task, found: Sequence[Sequence[Answer]]) -> TaskResult:
@@ -106,11 +110,11 @@ def result_of(task: Task, found: Sequence[Sequence[Answer]]) -> TaskResult:
     if task.guessed:
         right = tuple(answer.greedy for (answer,) in found)
         loss = -statistics.fmean(answer.log_likelihood for (answer,) in found)
-        return TaskResult(*of, *_mean(right), None, None, math.exp(min(loss, 700.0)), right, None, merged)
+        return TaskResult(*of, *mean_of(right), None, None, math.exp(min(loss, 700.0)), right, None, merged)
     asked = list(zip(task.items, found, strict=True))
     right = tuple(_best(item, answers, per_character=False) == item.gold for item, answers in asked)
     norm = tuple(_best(item, answers, per_character=True) == item.gold for item, answers in asked)
-    return TaskResult(*of, *_mean(right), *_mean(norm), None, right, norm, merged)
+    return TaskResult(*of, *mean_of(right), *mean_of(norm), None, right, norm, merged)
 
 
 def _best(item: Item, found: Sequence[Answer], *, per_character: bool) -> int:
@@ -121,7 +125,7 @@ def _best(item: Item, found: Sequence[Answer], *, per_character: bool) -> int:
     return max(range(len(found)), key=score)
 
 
-def _mean(values: Sequence[bool]) -> tuple[float, float]:
-    """Mean and its standard error."""
+def mean_of(values: Sequence[bool]) -> tuple[float, float]:
+    """Mean and its standard error, of the share of items that are right."""
     error = statistics.stdev(map(float, values)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return statistics.fmean(values), error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ class Item:
     """One for each context; the blank that parts the two stands in front of it."""
     gold: int | None
     """Which pair is right; None where the only continuation is to be guessed word for word."""
+    where: str = field(default="", compare=False)
+    """File and line, for errors; empty where it comes from no file."""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each context with its continuation."""
+        return list(zip(self.contexts, self.continuations, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -141,14 +148,14 @@ def _item(line: str, where: str) -> Item:
         words = _text(record["text"], "text", where).rstrip().rsplit(None, 1)
         if len(words) < 2:
             raise DataError(message("the text has less than two words", where=where, todo="leave it out"))
-        return Item((words[0],), (" " + words[1],), None)
+        return Item((words[0],), (" " + words[1],), None, where)
     else:
         raise DataError(message("this is no item of a task", where=where, todo=f"a line is {FORMS}"))
     gold = record["gold"]
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(contexts):
         what = f"gold is {gold!r}, and there are {len(contexts)} choices"
         raise DataError(message(what, where=where, todo="it is a number from 0"))
-    return Item(contexts, choices, gold)
+    return Item(contexts, choices, gold, where)
 
 
 def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
