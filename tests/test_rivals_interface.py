@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.errors import PlanError
-from shearfx.graph import Group
 from shearfx.saliency import find
 from tests.rivals import case, loss_for, reordered, seen_groups
 from tests.test_saliency import state_of
@@ -21,20 +20,15 @@ SPLIT = ["llm_pruner_element1", "llm_pruner_vector1", *READING]
 """What is defined by the mean over data, however it is cut into batches of equal size."""
 
 
-def groups_for(rival: str, name: str) -> list[Group]:
-    """``sparsegpt`` does not see what convolutions read."""
-    return [g for g in seen_groups(name) if rival != "sparsegpt" or (name, g.size) != ("convolutions", 8)]
-
-
 def scored(rival: str, name: str, model: nn.Module, graph: Any, data: Any) -> dict[str, Tensor]:
-    return find(rival).score(graph, model, groups=groups_for(rival, name), data=data, loss=loss_for(name))
+    return find(rival).score(graph, model, groups=seen_groups(name), data=data, loss=loss_for(name))
 
 
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "convolutions", "perceptron"])
 def test_structures_in_another_order_have_the_same_scores(name: str, rival: str) -> None:
     model, graph, data = case(name)
-    groups = [g for g in groups_for(rival, name) if g.kind in ("ffn", "channels")]
+    groups = [g for g in seen_groups(name) if g.kind in ("ffn", "channels")]
     before = scored(rival, name, model, graph, data)
     other, orders = reordered(model, groups)
     after = scored(rival, name, other, graph, data)
@@ -54,7 +48,8 @@ def test_batches_may_be_split(name: str, rival: str) -> None:
              for d in data for i in range(3)]  # fmt: skip
     whole, split = (scored(rival, name, model, graph, iter(d)) for d in (data, parts))
     for group, score in whole.items():
-        rtol = 1e-4 if rival == "sparsegpt" else 1e-6
+        # norms within the model are in float32, and so are sparsegpt's moments
+        rtol = 1e-4 if rival == "sparsegpt" else 1e-5
         torch.testing.assert_close(split[group], score, rtol=rtol, atol=1e-9)
 
 
@@ -105,7 +100,8 @@ def test_what_is_missing_is_said(rival: str) -> None:
 @pytest.mark.parametrize("rival", READING)
 def test_groups_that_no_weight_reads_are_named(rival: str) -> None:
     model, graph, data = case("llama")
-    with pytest.raises(PlanError, match=f"{rival}.* does not see 2 groups of kind head_dim, hidden: lm_head.weight:1"):
+    said = rf"{rival}.* does not see 1 groups of kind head_dim: (?s:.*)kinds=\['ffn', 'heads', 'hidden', "
+    with pytest.raises(PlanError, match=said):
         find(rival).score(graph, model, data=data)
     with pytest.raises(PlanError, match="load the weights"):
         find(rival).score(graph, model.to("meta"), groups=seen_groups("llama"), data=data)
@@ -116,6 +112,10 @@ def test_groups_that_no_weight_reads_are_named(rival: str) -> None:
 def test_an_adapter_counts_as_if_it_were_merged(name: str, rival: str) -> None:
     lora: dict[str, Any] = {"target_modules": ["first", "second", "head"]} if name == "convolutions" else {}
     model, (_, graph, data) = learn_something(fresh(name, lora, torch.float64)), case(name)
+    if (name, rival) == ("convolutions", "sparsegpt"):  # what a convolution reads is looked at on the graph
+        with pytest.raises(PlanError, match=r"an adapter changes second\.weight(?s:.*)merge it first"):
+            scored(rival, name, model, graph, data)
+        return
     scores = scored(rival, name, model, graph, data)
     merged = scored(rival, name, model.merge_and_unload(), graph, data)  # type: ignore[operator]
     for group, score in scores.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,10 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 import shearfx
 from shearfx.compensation import Moments, compensate_cut
-from shearfx.errors import PlanError
 from shearfx.graph import Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
-from shearfx.saliency import SparseGpt, find
+from shearfx.saliency import SparseGpt
 from tests.rivals import Two, analysed, case
 
 
@@ -112,9 +113,43 @@ def test_part_by_part_within_a_memory_gives_the_same() -> None:
     assert calls == [(i + 1, 8) for i in range(8)], "four layers, each over two batches"
 
 
-def test_convolutions_that_read_are_named() -> None:
-    model, graph, data = case("convolutions")
-    with pytest.raises(PlanError, match=r"sparsegpt.* does not see 1 groups of kind channels: first\.bias:0"):
-        find("sparsegpt").score(graph, model, data=data)
-    read_by_linear = [g for g in graph.groups if g.size == 10]
-    assert find("sparsegpt").score(graph, model, groups=read_by_linear, data=data)
+LAYERS: dict[str, tuple[nn.Module, nn.Module]] = {
+    "strided": (nn.Conv1d(3, 4, 1), nn.Conv1d(4, 3, 3, stride=2, padding=1)),
+    "dilated, padded by name": (nn.Conv1d(3, 4, 1), nn.Conv1d(4, 3, 3, padding="same", dilation=2)),
+    "in groups": (nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 3, groups=2)),
+    "transposed": (nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 2, 3, stride=2, padding=1, output_padding=1)),
+    "transposed in groups": (nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 4, 3, stride=2, groups=2, dilation=2)),
+    "in two dims": (nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, (2, 3), stride=(1, 2), padding=(0, 1))),
+    "transposed in two dims": (nn.Conv2d(3, 3, 1), nn.ConvTranspose2d(3, 2, (2, 3), stride=(1, 2), padding=(0, 1))),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_of_a_convolution_it_is_what_the_best_other_kernel_loses(name: str) -> None:
+    """The best kernel by least squares over one output for each of its numbers."""
+    first, second = (cast(Any, copy.deepcopy(layer).double()) for layer in LAYERS[name])
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 5, 7, dtype=torch.float64)[(...,) if isinstance(first, nn.Conv2d) else (..., 0, slice(None))]
+    model = nn.Sequential(first, nn.Tanh(), second).eval().requires_grad_(False)
+    graph = shearfx.trace(model, x)
+    second.bias = None
+    weight: Tensor = second.weight
+    wanted, kernel = second(torch.tanh(first(x))).flatten(), weight.clone()
+    for group in graph.groups:
+        weight.copy_(kernel)
+        scores = SparseGpt(ridge=0.0).score(graph, model, groups=[group], data=[x])[group.name]
+        (rows,) = (m.indices for m in group.members if m.name == "0.bias")
+        for gone in (0, group.size - 1):
+            left = torch.tanh(first(x)).index_fill(1, rows[gone], 0)
+            outputs = [second(left).flatten() for _ in each_alone(weight)]
+            seen = torch.stack([one for one in outputs if bool(one.any())], 1)
+            best = torch.linalg.lstsq(seen, wanted).solution
+            # moments are summed up in float32
+            assert float(scores[gone]) == pytest.approx(float((seen @ best - wanted).square().sum()), rel=1e-3)
+
+
+def each_alone(weight: Tensor) -> Iterator[None]:
+    """For the while of each, one number of a weight is one and all others are zero."""
+    for i in range(weight.numel()):
+        weight.zero_().view(-1)[i] = 1
+        yield

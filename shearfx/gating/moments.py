@@ -5,41 +5,51 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from shearfx.gating.sites import GateSite
 
+Key = TypeVar("Key")
+Place = TypeVar("Place")
+
 BLOCK = 384
 """Rows of a second moment that are worked out together: 1,536 in four take six tenths of the time of all at once."""
 
 
 @contextlib.contextmanager
-def second_moments(sites: Iterable[GateSite]) -> Iterator[dict[str, Tensor]]:
+def second_moments(sites: Iterable[GateSite], sums: dict[str, Tensor] | None = None) -> Iterator[dict[str, Tensor]]:
     """For the while, forward passes add ``sum of x x^T`` over all rows of what goes into some modules.
 
     Args:
         sites: inputs of modules, whose last axis is gated.
+        sums: what there is already, added to (default: nothing).
 
     Yields:
         By path of the module, afterwards: float32 ``[inputs, inputs]``, of what has run.
     """
-    sums: dict[str, Tensor] = {}
-
-    def add(path: str, rows: Tensor) -> None:
-        rows = rows.float()
-        if path not in sums:
-            sums[path] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-        for start, stop in _blocks(rows.shape[1]):  # what is left of the diagonal: the rest is the same
-            sums[path][start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
-
-    with _looking(sites, add):
+    sums = {} if sums is None else sums
+    with _looking(sites, lambda path, rows: add_squares(sums, path, rows)):
         yield sums
     for found in sums.values():
-        for start, stop in _blocks(len(found)):
-            found[:start, start:stop] = found[start:stop, :start].T
+        mirror(found)
+
+
+def add_squares(sums: dict[Key, Tensor], key: Key, rows: Tensor) -> None:
+    """Add ``sum of x x^T`` of rows ``[count, size]`` to a sum, but for what :func:`mirror` fills in."""
+    rows = rows.float()
+    if key not in sums:
+        sums[key] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    for start, stop in _blocks(rows.shape[1]):  # what is left of the diagonal: the rest is the same
+        sums[key][start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+
+
+def mirror(found: Tensor) -> None:
+    """Fill in what is right of the diagonal, in place."""
+    for start, stop in _blocks(len(found)):
+        found[:start, start:stop] = found[start:stop, :start].T
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
@@ -48,14 +58,19 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
 
 def parted(sites: Iterable[GateSite], memory: int | None) -> list[list[GateSite]]:
     """Places in parts whose second moments take no more than so many bytes (but one at least); None for one part."""
-    found: list[list[GateSite]] = []
+    return parted_by(sites, lambda site: site.size**2, memory)
+
+
+def parted_by(places: Iterable[Place], squares: Callable[[Place], int], memory: int | None) -> list[list[Place]]:
+    """The same of any places, from each to how many numbers its second moments are."""
+    found: list[list[Place]] = []
     left = 0.0
-    for site in sites:
-        size = 4 * site.size**2
+    for place in places:
+        size = 4 * squares(place)
         if not found or size > left:
             found.append([])
             left = float("inf") if memory is None else memory
-        found[-1].append(site)
+        found[-1].append(place)
         left -= size
     return found
 
@@ -70,6 +85,12 @@ class FeatureMoments:
     mean: Tensor
     deviations: Tensor
     """Sum of squared differences from the mean."""
+
+    @classmethod
+    def empty(cls, size: int) -> FeatureMoments:
+        """Of no rows."""
+        zero = torch.zeros(size, dtype=torch.float64)
+        return cls(0, zero, zero)
 
     @property
     def squares(self) -> Tensor:
@@ -98,22 +119,22 @@ class FeatureMoments:
 
 
 @contextlib.contextmanager
-def feature_moments(sites: Iterable[GateSite]) -> Iterator[dict[str, FeatureMoments]]:
+def feature_moments(
+    sites: Iterable[GateSite], found: dict[str, FeatureMoments] | None = None
+) -> Iterator[dict[str, FeatureMoments]]:
     """For the while, forward passes add to the moments of every feature of what goes into some modules.
 
     Args:
         sites: inputs of modules.
+        found: what there is already, added to (default: nothing).
 
     Yields:
         By path of the module, once it has run.
     """
-    found: dict[str, FeatureMoments] = {}
+    found = {} if found is None else found
 
     def add(path: str, rows: Tensor) -> None:
-        if path not in found:
-            zero = torch.zeros(rows.shape[1], dtype=torch.float64)
-            found[path] = FeatureMoments(0, zero, zero)
-        found[path].add(rows)
+        found.setdefault(path, FeatureMoments.empty(rows.shape[1])).add(rows)
 
     with _looking(sites, add):
         yield found

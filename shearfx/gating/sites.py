@@ -107,7 +107,7 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
                     weights.append(GatedWeight(group.name, parameter, member.dim, where))
                     break  # aliases are the very same tensor
                 side, axis = spot
-                outer = _outer(owner, modules)
+                outer = outer_path(owner, modules)
                 sites.setdefault((outer, side), {}).setdefault(group.name, (axis, where))
     found = []
     for (path, side), of in sites.items():
@@ -162,10 +162,11 @@ def _read_alone(graph: Graph) -> set[str]:
 def _floating(graph: Graph, group: Group) -> list[Member]:
     tensors = graph.tensors
     own = (m for m in group.members if tensors[m.name].kind == "parameter" and tensors[m.name].dtype.is_floating_point)
-    return [m for m in own if m.name not in graph.traced.ranks and not _adapter(m.name)]
+    return [m for m in own if m.name not in graph.traced.ranks and not is_adapter(m.name)]
 
 
-def _adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of an adapter's."""
     return any(part.startswith("lora_") for part in name.split("."))
 
 
@@ -197,7 +198,7 @@ def _readers(graph: Graph, group: Group, is_fed: Callable[[Member], bool]) -> li
                 return []
             if len(read) == len(tensors):  # parameters that are multiplied with each other: one is enough
                 read = read[-1:]
-            found |= {(m.name, m.dim): m for (m,) in read if not _adapter(m.name)}
+            found |= {(m.name, m.dim): m for (m,) in read if not is_adapter(m.name)}
     return list(found.values())
 
 
@@ -225,6 +226,12 @@ def _spot(module: nn.Module, leaf: str, dim: int) -> tuple[str, int] | None:
     return _norm(module)
 
 
+def input_axis(module: nn.Module, leaf: str, dim: int) -> int | None:
+    """The axis of what comes into a module, counted from the end, that a dim of its parameter is contracted with."""
+    spot = _spot(module, leaf, dim)
+    return spot[1] if spot is not None and spot[0] == "in" else None
+
+
 def _norm(module: nn.Module) -> tuple[str, int] | None:
     """Norms that end in a product with the weight and a sum with the bias, so that both zero give zero."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1:
@@ -234,7 +241,7 @@ def _norm(module: nn.Module) -> tuple[str, int] | None:
     return ("out", axis) if axis is not None else None
 
 
-def _outer(path: str, modules: Mapping[str, nn.Module]) -> str:
+def outer_path(path: str, modules: Mapping[str, nn.Module]) -> str:
     """The adapter's layer around a base layer."""
     outer, _, last = path.rpartition(".")
     return outer if last == "base_layer" and outer in modules else path

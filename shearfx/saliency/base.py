@@ -119,15 +119,24 @@ def of_part(progress: Progress, part: int, parts: int) -> Progress:
     return lambda done, of: progress(part * of + done, parts * of)
 
 
-def refuse_unseen(groups: Iterable[Group], what: str) -> None:
-    """Raise PlanError that names the groups which a saliency does not see, if there are any."""
+def refuse_unseen(groups: Iterable[Group], what: str, among: Iterable[Group] = ()) -> None:
+    """Raise PlanError that names the groups which a saliency does not see, if there are any.
+
+    Args:
+        groups: which it does not see.
+        what: the saliency.
+        among: the groups that it was asked for, of which the message says what is left.
+    """
     unseen = list({g.name: g for g in groups}.values())
     if unseen:
-        kinds = ", ".join(sorted({g.kind for g in unseen}))
-        listed = ", ".join(g.name for g in unseen[:3])
+        kinds = sorted({g.kind for g in unseen})
+        left = sorted({g.kind for g in among} - set(kinds))
+        listed = ", ".join(g.name for g in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+        modules = sorted({m.name.rpartition(".")[0] for g in unseen[:3] for m in g.members[:1]})
+        way = f"kinds={left}" if left else f"exclude={modules}" if len(unseen) <= 3 else "exclude=, by their modules"
         raise PlanError(
             message(
-                f"saliency {what!r} does not see {len(unseen)} groups of kind {kinds}: {listed}",
-                todo="leave them out (kinds=), or choose 'taylor' or 'magnitude'",
+                f"saliency {what!r} does not see {len(unseen)} groups of kind {', '.join(kinds)}: {listed}",
+                todo=f"leave them out ({way}), or choose 'taylor' or 'magnitude'",
             )
         )

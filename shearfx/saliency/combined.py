@@ -20,6 +20,9 @@ class Combined(Saliency):
     """A weighted mean of relative scores, each divided by its mean over the group first.
 
     Defaults to the five scores of the authors' code in equal parts.
+
+    Source: LoRAShear (arXiv 2310.18356), section 3.3, and the authors' earlier optimisers (HESSO, arXiv 2409.09085), of
+    whose scores it is made: see :mod:`shearfx.saliency.learnt`.
     """
 
     name: ClassVar[str] = "combined"

@@ -12,7 +12,10 @@ from shearfx.slices import precise
 
 @register
 class Random(Saliency):
-    """Uniform numbers from a seed: the floor that every other proxy has to beat. Needs no weights."""
+    """Uniform numbers from a seed: the floor that every other proxy has to beat. Needs no weights.
+
+    Source: Mittal et al. 2018 (arXiv 1801.10447), "Recovering from random pruning"; a baseline since.
+    """
 
     name = "random"
     unit = "relative"
@@ -27,7 +30,11 @@ class Random(Saliency):
 
 @register
 class Magnitude(Saliency):
-    """The sum of squares of all parameters that go with a structure."""
+    """The sum of squares of all parameters that go with a structure.
+
+    Source: Han et al. 2015 (arXiv 1506.02626), section 3, for weights; Li et al. 2017 (arXiv 1608.08710), section 3.1,
+    for structures (absolute values there), over all of a group as in DepGraph (Fang et al. 2023, arXiv 2301.12900).
+    """
 
     name = "magnitude"
     unit = "relative"

@@ -1,52 +1,75 @@
-"""What saliencies share that look at the layers which read a structure: at their inputs and their weights, at no
-gradient."""
+"""What saliencies share that look at what reads a structure by weights: at activations and weights, at no gradient."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.errors import PlanError, message
-from shearfx.gating.gates import Gates
 from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
-from shearfx.gradients import forward_each
+from shearfx.gradients import call, forward_each
 from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
 from shearfx.saliency.base import Saliency, Scores
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.fisher import check_seen
+from shearfx.saliency.products import Product
+from shearfx.saliency.readers import find_readers
+from shearfx.saliency.replaying import Call, Read, Replay, calls_of
 
 
 class Reading(Saliency):
-    """A saliency made of a number for each input feature of each layer that reads a group."""
+    """A saliency made of a number for each feature of each weight that reads a group: a linear layer's or a
+    convolution's inputs, each expert's, or what any other product with parameters sums over."""
 
     def scores(self, given: Evidence) -> Scores:
-        """One forward pass per batch; keeps two numbers for each feature. The model is left as it was.
+        """One forward pass per batch, and one on the graph where groups are read by more than modules; keeps two
+        numbers for each feature. The model is left as it was.
 
         Args:
             loss: called in the model's place, where the model cannot be called on a batch as it is.
 
         Raises:
-            PlanError: no model or data, or a group that something else than weights reads.
+            PlanError: no model or data, a group that no weight reads, or data that calls the model in a way in which
+                it cannot be traced.
         """
-        gates = reading_gates(given)
-        batches, sites = given.batches, gates.places.sites
-        with feature_moments(sites) as seen:
-            forward_each(gates.model, batches, given.loss, self.name, given.progress)
-        adapters = adapters_of(gates.model)
-        parts: dict[str, list[Tensor]] = {name: [] for name in gates.groups}
-        for site in sites:
+        readers, model = find_readers(given), given.model
+        seen: dict[str, FeatureMoments] = {}
+        routed: dict[tuple[str, int], FeatureMoments] = {}
+        replay = Replay(given.graph, model, tuple(readers.products))
+
+        def read(product: Product, instance: int, rows: Tensor) -> None:
+            routed.setdefault((product.key, instance), FeatureMoments.empty(rows.shape[1])).add(rows)
+
+        keys = {product.key for product in readers.products}
+        go = run_and_replay(given, replay, keys, lambda: feature_moments(readers.sites, seen), read)
+        forward_each(model, given.batches, go, self.name, given.progress)
+        adapters = adapters_of(model)
+        parts: dict[str, list[Tensor]] = {name: [] for name in readers.groups}
+        for site in readers.sites:
             if site.path in seen:  # no data may have come by an expert
                 features = self.of_features(seen[site.path], weight_rows(site, adapters))
                 for group, where in site.where:
-                    parts[group].append(self.of_structures(features, where, gates.groups[group].size))
+                    parts[group].append(self.of_structures(features, where, readers.groups[group].size))
+        for product, where_of in readers.products.items():
+            numbers = [number for key, number in routed if key == product.key]
+            if not numbers:
+                continue
+            weight = replay.weight(product)
+            features = torch.cat(
+                [self.of_features(routed[product.key, i], chunks(weight[i])) for i in numbers]
+            )  # fmt: skip
+            for group, where in where_of:
+                here = where[numbers] if product.chosen is None else where.expand(len(numbers), -1)
+                parts[group].append(self.of_structures(features, here.flatten(), readers.groups[group].size))
         return {
-            name: self.together(torch.stack(of)) if of else torch.zeros(gates.groups[name].size, dtype=torch.float64)
+            name: self.together(torch.stack(of)) if of else torch.zeros(readers.groups[name].size, dtype=torch.float64)
             for name, of in parts.items()
         }
 
@@ -68,20 +91,38 @@ class Reading(Saliency):
         return scores.sum(0)
 
 
-def reading_gates(given: Evidence) -> Gates:
-    """Gates, not attached, of groups that are read by weights everywhere; their places are inputs only.
+def run_and_replay(
+    given: Evidence,
+    replay: Replay,
+    keys: Collection[str],
+    watching: Callable[[], AbstractContextManager[Any]],
+    read: Read,
+) -> Callable[[nn.Module, Any], Any]:
+    """What runs a model on a batch, watched, and then each of its calls on the graph.
+
+    Args:
+        given: holds what is called in the model's place, if anything is.
+        replay: of the model.
+        keys: of the products to look at; without any, there is no replay.
+        watching: for the while of the run, looks at modules.
+        read: looks at products.
 
     Raises:
-        PlanError: there is no model, it has no weights, or something else reads a group.
+        PlanError: when run, if the model was not called.
     """
-    gates = Gates(given.graph, given.model, given.groups)
-    check_seen(gates, given.saliency)
-    for site in gates.places.sites:
-        weight = getattr(base_layer(site.module), "weight", None)
-        if isinstance(weight, Tensor) and weight.is_meta:
-            what = f"saliency {given.saliency!r} looks at weights, and {site.path} is on the meta device"
-            raise PlanError(message(what, todo="load the weights, or choose saliency='random'"))
-    return gates
+
+    def go(model: nn.Module, batch: Any) -> Any:
+        kept: AbstractContextManager[list[Call]] = calls_of(model) if keys else nullcontext([])
+        with watching(), kept as calls:
+            result = (given.loss or call)(model, batch)
+        if keys and not calls:
+            what = "the data never calls the model, on whose graph activations are looked at"
+            raise PlanError(message(what, todo="call the model itself in loss(...), not parts of it"))
+        for one in calls:
+            replay(one, read, keys)
+        return result
+
+    return go
 
 
 def weight_rows(site: GateSite, adapters: Mapping[str, LowRank]) -> Iterator[Tensor]:
@@ -97,12 +138,21 @@ def weight_rows(site: GateSite, adapters: Mapping[str, LowRank]) -> Iterator[Ten
         weight = weight.T
     elif isinstance(module, _ConvTransposeNd):
         weight = weight.transpose(0, 1)
-    for start, stop in spans(len(weight), weight[0].numel()):
-        rows = weight[start:stop].to(wider(weight.dtype))
+    for start, rows in _spans(weight):
         if adapter is not None:
-            index = torch.arange(start, stop, device=adapter.b.device)
+            index = torch.arange(start, start + len(rows), device=adapter.b.device)
             rows = rows + adapter.product(1 if adapter.transposed else 0, index).to(rows)
         yield rows
+
+
+def chunks(weight: Tensor) -> Iterator[Tensor]:
+    """A weight some rows at a time, at least float32."""
+    return (rows for _, rows in _spans(weight))
+
+
+def _spans(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start, stop in spans(len(weight), weight[0].numel()):
+        yield start, weight[start:stop].to(wider(weight.dtype))
 
 
 def by_structure(features: Tensor, where: Tensor, size: int) -> Tensor:

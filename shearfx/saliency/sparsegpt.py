@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from shearfx.gating.moments import parted, second_moments
+from shearfx.gating.moments import add_squares, mirror, parted_by, second_moments
 from shearfx.gating.residuals import blocks, inverse, within
+from shearfx.gating.sites import GateSite
 from shearfx.gradients import forward_each
 from shearfx.low_rank import adapters_of
-from shearfx.saliency.base import Saliency, Scores, of_part, refuse_unseen, register
+from shearfx.saliency.base import Saliency, Scores, of_part, register
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.reading import reading_gates, weight_rows
+from shearfx.saliency.patches import patch_size, patch_weights, patches
+from shearfx.saliency.products import Product
+from shearfx.saliency.readers import find_readers
+from shearfx.saliency.reading import chunks, run_and_replay, weight_rows
+from shearfx.saliency.replaying import Replay
 
 
 @register
 class SparseGpt(Saliency):
-    """``tr(W_s [(H^-1)_ss]^-1 W_s^T)``, summed over the linear layers ``W`` that read structure ``s``: the squared
-    change of their outputs, summed over tokens, when it goes and the rest is refitted by least squares.
+    """``tr(W_s [(H^-1)_ss]^-1 W_s^T)``, summed over the weights ``W`` that read structure ``s``: the squared change of
+    their outputs, summed over tokens, when it goes and the rest is refitted by least squares. Weights are those of
+    linear layers, convolutions (by patches), each expert, and whatever else is multiplied with a structure and summed.
 
     ``H`` is the sum of ``x x^T`` over the tokens of the data, damped. The refit itself is
     :func:`shearfx.compensation.compensate_cut`. Each structure is scored as if it went alone; a ratio that is reached
@@ -43,30 +50,73 @@ class SparseGpt(Saliency):
         self.ridge, self.memory = ridge, memory
 
     def scores(self, given: Evidence) -> Scores:
-        """Forward passes over the batches, for one part of the layers after the other; the model is left as it was.
+        """Forward passes over the batches, for one part of what reads after the other, each of them followed by one on
+        the graph where it is more than linear layers; the model is left as it was.
 
         Args:
             loss: called in the model's place, where the model cannot be called on a batch as it is.
 
         Raises:
-            PlanError: no model or data, or a group that something else than linear layers reads.
+            PlanError: no model or data, a group that no weight reads, or data that calls the model in a way in which
+                it cannot be traced.
         """
-        gates = reading_gates(given)
-        sites = gates.places.sites
-        refuse_unseen((gates.groups[name] for site in sites if site.axis != -1 for name, _ in site.where), self.name)
-        batches, parts, adapters = given.batches, parted(sites, self.memory), adapters_of(gates.model)
+        readers, model = find_readers(given, last=True), given.model
+        replay = Replay(given.graph, model, tuple(readers.products), patches, patch_weights)
+        places: list[GateSite | Product] = [*readers.sites, *readers.products]
+        parts = parted_by(places, _squares, self.memory)
+        batches, adapters = given.batches, adapters_of(model)
         batches = list(batches) if len(parts) > 1 else batches
-        scores = {name: torch.zeros(g.size, dtype=torch.float64) for name, g in gates.groups.items()}
+        scores = {name: torch.zeros(g.size, dtype=torch.float64) for name, g in readers.groups.items()}
         for done, part in enumerate(parts):
-            with second_moments(part) as moments:
-                tell = given.progress and of_part(given.progress, done, len(parts))
-                forward_each(gates.model, batches, given.loss, self.name, tell)
-            for site in part:
-                if site.path in moments:  # no data may have come by an expert
-                    precision = inverse(moments.pop(site.path), self.ridge)
+            tell = given.progress and of_part(given.progress, done, len(parts))
+            sums = _Sums(part)
+            go = run_and_replay(given, replay, sums.products, sums.watching, sums.read)
+            forward_each(model, batches, go, self.name, tell)
+            for site in sums.sites:
+                if site.path in sums.inputs:  # no data may have come by an expert
+                    precision = inverse(sums.inputs.pop(site.path), self.ridge)
                     for group, where in site.where:
                         _add(scores[group], precision, weight_rows(site, adapters), where)
+            for product, found in sums.taken():
+                weight = replay.weight(product)
+                for number, moments in found.items():
+                    precision = inverse(moments, self.ridge)
+                    for group, where in readers.products[product]:
+                        here = where[0 if len(where) == 1 else number].repeat_interleave(patch_size(product))
+                        _add(scores[group], precision, chunks(weight[number]), here)
         return scores
+
+
+class _Sums:
+    """Second moments of what is read in some places, as data comes by."""
+
+    def __init__(self, part: Sequence[GateSite | Product]) -> None:
+        self.sites = [one for one in part if isinstance(one, GateSite)]
+        self.products = {one.key: one for one in part if isinstance(one, Product)}
+        self.inputs: dict[str, Tensor] = {}
+        """By path of the module."""
+        self._read: dict[str, dict[int, Tensor]] = {}
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """For the while, hooks look at modules."""
+        return second_moments(self.sites, self.inputs)
+
+    def read(self, product: Product, instance: int, rows: Tensor) -> None:
+        """Take in what an instance of a product reads."""
+        add_squares(self._read.setdefault(product.key, {}), instance, rows)
+
+    def taken(self) -> Iterator[tuple[Product, dict[int, Tensor]]]:
+        """The second moments of each product that has run, by instance, one product after the other and gone then."""
+        for key in list(self._read):
+            found = self._read.pop(key)
+            for moments in found.values():
+                mirror(moments)
+            yield self.products[key], found
+
+
+def _squares(one: GateSite | Product) -> int:
+    """How many numbers the second moments of what is read somewhere are."""
+    return one.size**2 if isinstance(one, GateSite) else one.count * (one.features * patch_size(one)) ** 2
 
 
 def _add(scores: Tensor, precision: Tensor, rows: Iterator[Tensor], where: Tensor) -> None:
