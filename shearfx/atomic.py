@@ -76,7 +76,8 @@ def replace_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     except OSError as error:
         raise _not_written(target, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what there is to say of the place was said
+            temporary.unlink()
 
 
 def put_back(path: str | os.PathLike[str]) -> bool:
