@@ -297,6 +297,18 @@ def test_layers_count_in_the_unit(runs: Runs, tmp_path: Path, unit: str) -> None
         assert flops["recovered"] == pytest.approx(0.6 * flops["dense"], rel=0.02)
 
 
+@pytest.mark.slow
+def test_depth_and_all_widths_share_a_budget_of_time(runs: Runs, tmp_path: Path) -> None:
+    kinds = ("ffn", "heads", "query_group", "hidden")
+    with patch("shearfx.timing.usual_run", exact):
+        sheared = runs(
+            tmp_path / "run", unit="milliseconds", ratio=0.4, layers="auto", kinds=kinds, saliency="taylor", tokens=0
+        )
+    time = sheared.record["time"]
+    left = clock(mlp=1e-3, self_attn=1e-3)(sheared.model)
+    assert left == pytest.approx(0.6 * time["total"], rel=0.05)
+
+
 def test_the_time_of_another_model_is_refused() -> None:
     time = RunningTime(3.0, {"model.layers.0.mlp.w1.weight": 1e-3})
     with pytest.raises(PlanError, match=r"of another model: it has a parameter 'model\.layers\.0\.mlp\.w1\.weight'"):
