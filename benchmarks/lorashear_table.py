@@ -55,7 +55,7 @@ from shearfx.inference import computes_bfloat16, device_of, logits_of
 from shearfx.inference_cost import inference_cost
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline import Shearing, Silent
-from shearfx.pipeline.study import Study
+from shearfx.pipeline.study import Study, device_for
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.run_directory import RunDirectory
 from shearfx.speed import by_turns
@@ -94,7 +94,7 @@ def main() -> None:
     names = {what: row_file(*what, options.tokens) for what in wanted}
     todo = [what for what, name in names.items() if options.time == finished(rows / name, settings)]
     dense = rows / f"{DENSE}.json"
-    if options.time and not computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+    if options.time and not computes_bfloat16(device_for("auto")):
         parser.error("--time is about bfloat16, which this processor does not compute in")
     if options.time:
         time_again(Bench(options.data, options.runs, own_tokens, options.model), [rows / names[what] for what in todo])
@@ -143,7 +143,7 @@ class Bench:
         self.settings, self.runs = settings, runs
         runs.mkdir(parents=True, exist_ok=True)
         self.spec = model or str(smollm2_path())
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_for("auto")
         self.native = computes_bfloat16(self.device)
         self.commit = record.commit()  # the files may have changed by the end of a run
         self.full = load_model(self.spec)

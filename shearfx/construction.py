@@ -13,7 +13,7 @@ from shearfx.analysis import trace
 from shearfx.architectures import shapes
 from shearfx.attributes import settle
 from shearfx.errors import PlanError, TraceError, message
-from shearfx.fewer_layers import before_cuts, is_full
+from shearfx.fewer_layers import is_full, without
 from shearfx.graph import Graph
 from shearfx.module_form import construct_module
 from shearfx.passes.subnetwork import ConstructSubnetwork
@@ -41,7 +41,7 @@ def construct(
         PlanError: the plan does not fit the model, or cuts what the original class cannot express.
     """
     if is_full(model, plan):
-        model, graph = before_cuts(model, plan), None
+        model, graph = without(model, plan.layers), None
     plan.check_fits(shapes(model), type(model).__name__)
     if form == "module":
         if graph is not None and "form" not in plan.options:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shearfx.cli.console import AsJson, Debug, Talk, talking
 from shearfx.cli.opening import Device, Dtype, Model, Original, open_model
-from shearfx.cli.prune_checks import read_words
+from shearfx.cli.texts import read_words
 from shearfx.errors import ShearError, message
 
 if TYPE_CHECKING:

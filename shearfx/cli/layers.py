@@ -12,7 +12,8 @@ from rich.table import Table
 from shearfx.atomic import check_free
 from shearfx.cli.console import AsJson, Debug, Talk, talking
 from shearfx.cli.opening import Device, Dtype, Model, Original, open_model
-from shearfx.cli.prune_checks import check_amounts, read_words
+from shearfx.cli.prune_checks import check_amounts
+from shearfx.cli.texts import read_words, windows
 from shearfx.errors import PlanError, message
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def layers(
         check_amounts(samples, sequence_length)
         content = None if text is None else read_words(text)
         loaded = open_model(talk, model, originals=original, dtype=dtype, device=device)
-        windows = _windows(loaded, text, content, samples, sequence_length)  # a short text says so before the tracing
+        # a short text says so before the tracing
+        measured_on = _windows(loaded, text, content, samples, sequence_length)
         from shearfx.analysis import trace
         from shearfx.depth import find_layers
 
@@ -89,7 +91,7 @@ def layers(
                 talk.note(f"{path}: no distances, as {reason}")
                 continue
             with talk.step(f"measuring distances in {path}") as progress:
-                measured[path] = _distances(loaded, of, windows, progress)
+                measured[path] = _distances(loaded, of, measured_on, progress)
         amount = None if ratio is None else ratio * graph.total_params
         chosen = layer or _chosen(measured, found.lists(), drop, amount, deepest)
         data: dict[str, Any] = {
@@ -127,22 +129,19 @@ def _unmeasured(loaded: LoadedModel, of: list[Layer]) -> str:
 
 
 def _windows(loaded: LoadedModel, file: Path | None, text: str | None, samples: int, length: int) -> list[torch.Tensor]:
-    """Token ids ``[1, length]`` to measure on, of a file's text or of the manual; none where there is no tokenizer."""
-    from shearfx.calibration import MANUAL, manual_text, token_batches
+    """Token ids ``[1, length]`` to measure on, beside the model; none where there is no tokenizer."""
     from shearfx.inference import device_of
 
     if loaded.tokenizer is None:
         return []
-    text, source = (manual_text(), MANUAL) if text is None else (text, str(file))
-    found = token_batches(loaded.tokenizer, text, sequence_length=length, batches=samples, source=source)
-    return [batch.to(device_of(loaded.module)) for batch in found]
+    return [batch.to(device_of(loaded.module)) for batch in windows(loaded, file, text, samples, length)]
 
 
-def _distances(loaded: LoadedModel, of: list[Layer], windows: list[torch.Tensor], progress: Any) -> AngularDistances:
+def _distances(loaded: LoadedModel, of: list[Layer], batches: list[torch.Tensor], progress: Any) -> AngularDistances:
     from shearfx.depth import angular_distances
     from shearfx.inference import logits_of
 
-    return angular_distances(loaded.module, of, windows, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
+    return angular_distances(loaded.module, of, batches, lambda m, ids: logits_of(m, ids, last=1), progress=progress)
 
 
 def _chosen(

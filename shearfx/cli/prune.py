@@ -22,8 +22,8 @@ from shearfx.cli.prune_checks import (
     check_options,
     check_out,
     groups_known,
-    read_words,
 )
+from shearfx.cli.texts import read_words, windows
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +142,7 @@ def prune(
         calibration = Calibration(text, None if text is None else read_words(text), samples, sequence_length)
         if apply is not None:
             plan = read_plan(apply)
-            if _on_disk(model, plan, dtype) and not plan.layers:
+            if _on_disk(model, plan, dtype):
                 _cut_on_disk(talk, model, plan, out, overwrite)
                 loaded = None
             else:
@@ -225,15 +225,6 @@ def _timed(talk: Talk, graph: Graph, model: nn.Module, options: dict[str, Any]) 
     return time
 
 
-def _windows(loaded: LoadedModel, asked: Calibration) -> list[torch.Tensor]:
-    from shearfx.calibration import MANUAL, manual_text, token_batches
-
-    text, source = (manual_text(), MANUAL) if asked.text is None else (asked.text, str(asked.file))
-    return token_batches(
-        loaded.tokenizer, text, sequence_length=asked.sequence_length, batches=asked.samples, source=source
-    )
-
-
 @dataclass(frozen=True)
 class _Manual:
     """Windows of Python's own manual, made if and when a saliency looks at them."""
@@ -248,6 +239,10 @@ class _Manual:
     def __iter__(self) -> Iterator[torch.Tensor]:
         self.talk.note("no --text given: scoring on the manual that comes with Python")
         return iter(_windows(self.loaded, self.calibration))
+
+
+def _windows(loaded: LoadedModel, asked: Calibration) -> list[torch.Tensor]:
+    return windows(loaded, asked.file, asked.text, asked.samples, asked.sequence_length)
 
 
 def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path, overwrite: bool) -> dict[str, int]:
@@ -268,7 +263,8 @@ def _cut_and_save(talk: Talk, loaded: LoadedModel, plan: PruningPlan, out: Path,
 def _on_disk(model: str, plan: PruningPlan, dtype: str | None) -> bool:
     """Whether a plan can be applied to files without loading the model."""
     folder = Path(model).expanduser()
-    return (folder / "config.json").is_file() and dtype is None and plan.options.get("form", "module") == "module"
+    cuts_alone = plan.options.get("form", "module") == "module" and not plan.layers
+    return (folder / "config.json").is_file() and dtype is None and cuts_alone
 
 
 def _cut_on_disk(talk: Talk, model: str, plan: PruningPlan, out: Path, overwrite: bool) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shearfx.cli.opening import read_text
-from shearfx.errors import CheckpointError, DataError, PlanError, message
+from shearfx.errors import CheckpointError, PlanError, message
 
 if TYPE_CHECKING:
     from shearfx.pruning_plan import PruningPlan
@@ -38,19 +37,6 @@ def check_amounts(samples: int, sequence_length: int) -> None:
                 todo="pass at least 1 window of 2 tokens",
             )
         )
-
-
-def read_words(path: Path) -> str:
-    """Read a text that something is to be measured on.
-
-    Raises:
-        ShearError: it cannot be read, is no text, or has nothing in it but blanks.
-    """
-    text = read_text(path)
-    if not text.strip():
-        size = "empty" if not text else "nothing but blanks"
-        raise DataError(message(f"the text is {size}", where=str(path), todo="name a file with text in it"))
-    return text
 
 
 def check_out(out: Path, *, file: bool, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from shearfx.adapters import unwrapped
+from shearfx.architectures import named_tensors
 from shearfx.errors import PlanError, TraceError, message
 from shearfx.graph import Graph
 from shearfx.passes import ANALYSIS, run
@@ -125,8 +126,7 @@ class Replay:
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a model by all names."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tensor.detach() for name, tensor in named}
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items()}
 
 
 def _live(graph: Graph, tensors: Mapping[str, Tensor], node: fx.Node) -> Tensor:
