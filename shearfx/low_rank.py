@@ -189,16 +189,47 @@ def _restored(module: nn.Module) -> Iterator[None]:
             vars(one).update(values)
 
 
-def adapters_of(model: nn.Module) -> dict[str, LowRank]:
+def adapters_of(model: nn.Module, bare: bool = False) -> dict[str, LowRank]:
     """The active LoRA adapters of a live model, by the path of their layer; none for a model without.
+
+    Args:
+        model: the model.
+        bare: whether bare parameters may be adapted, which are left out (see :mod:`shearfx.adapted_parameters`).
 
     Raises:
         PlanError: an adapter is more than ``scaling * B @ A`` (DoRA, a bias, bare parameters), is merged already, or
             several are active at once.
     """
+    found: dict[str, LowRank] = {}
+    for path, name, module in active_adapters(model):
+        if bare and adapts_parameter(module):
+            continue
+        base = module.get_base_layer()
+        if name in module.lora_embedding_A:
+            a, b, transposed = module.lora_embedding_A[name], module.lora_embedding_B[name], True
+        else:
+            reason = _no_layer(module)
+            if reason:
+                raise PlanError(message(f"adapter {name!r} {reason[0]}", where=path, todo=reason[1]))
+            a, b = module.lora_A[name].weight, module.lora_B[name].weight
+            transposed = bool(getattr(module, "fan_in_fan_out", False))
+        found[path] = LowRank(path, base, a, b, float(module.scaling[name]), transposed)
+    return found
+
+
+def adapts_parameter(module: nn.Module) -> bool:
+    """Whether a layer of adapters adapts a parameter that is no layer's weight (PEFT's ``target_parameters``)."""
+    return hasattr(module, "parameter_name")
+
+
+def active_adapters(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """The layers of a model that have an active LoRA adapter: path, the adapter's name, and the layer of PEFT's.
+
+    Raises:
+        PlanError: an adapter is more than ``scaling * B @ A``, is merged already, or several are active at once.
+    """
     from peft.tuners.lora import LoraLayer
 
-    found: dict[str, LowRank] = {}
     for path, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
@@ -212,14 +243,7 @@ def adapters_of(model: nn.Module) -> dict[str, LowRank]:
         reason = _no_sum(cast(nn.Module, module), name)
         if reason:
             raise PlanError(message(f"adapter {name!r} {reason[0]}", where=path, todo=reason[1]))
-        base = module.get_base_layer()
-        if name in module.lora_embedding_A:
-            a, b, transposed = module.lora_embedding_A[name], module.lora_embedding_B[name], True
-        else:
-            a, b = module.lora_A[name].weight, module.lora_B[name].weight
-            transposed = bool(getattr(module, "fan_in_fan_out", False))
-        found[path] = LowRank(path, base, a, b, float(module.scaling[name]), transposed)
-    return found
+        yield path, name, module
 
 
 def _no_sum(module: nn.Module, name: str) -> tuple[str, str] | None:
@@ -234,10 +258,15 @@ def _no_sum(module: nn.Module, name: str) -> tuple[str, str] | None:
         return "is merged into its base", "call model.unmerge_adapter() first"
     if name not in state.lora_A and name not in state.lora_embedding_A:
         return "has no factors A and B", "use LoRA on linear layers, convolutions and embeddings"
-    if not hasattr(state, "base_layer") or hasattr(state, "parameter_name"):
+    return None
+
+
+def _no_layer(module: Any) -> tuple[str, str] | None:
+    """Why an adapter is not one of a layer's only weight, and what to do; None where it is."""
+    if adapts_parameter(module) or not hasattr(module, "base_layer"):
         return "adapts a bare parameter", "use target_modules= instead of target_parameters="
-    if getattr(state.get_base_layer(), "groups", 1) != 1:
+    if getattr(module.get_base_layer(), "groups", 1) != 1:
         return "adapts a convolution with groups, whose update is no product", "leave it out of target_modules="
-    if isinstance(state.get_base_layer(), nn.MultiheadAttention):
+    if isinstance(module.get_base_layer(), nn.MultiheadAttention):
         return "adapts several weights at once (nn.MultiheadAttention)", "leave it out of target_modules="
     return None

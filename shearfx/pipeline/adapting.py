@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from shearfx.adapted_parameters import experts_of
 from shearfx.adapters import ADAPTER_CONFIG, adapter_json, adapter_name, base_name
 from shearfx.atomic import replace_folder, write_text
 from shearfx.config import ShearConfig
@@ -48,7 +49,7 @@ def adapting(
         yield wrapped
     finally:
         if config.gradient_checkpointing:
-            with _renamed():
+            with _quiet():
                 wrapped.gradient_checkpointing_disable()
         wrapped.unload()
         for module, mode in modes.items():
@@ -65,13 +66,18 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
     if config.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         what = f"a {type(model).__name__} cannot recompute its activations"
         raise PlanError(message(what, where="gradient_checkpointing", todo="set it to false"))
-    targets = "all-linear" if config.targets == ("all-linear",) else list(config.targets)
+    everywhere = config.targets == ("all-linear",)
+    targets = "all-linear" if everywhere else list(config.targets)
+    # PEFT adapts the experts of some architectures by itself; with dropout of none
+    experts = sorted({".".join(name.split(".")[-2:]) for name in experts_of(model)})
+    bare = experts if everywhere and config.dropout == 0 and config.prune_share == 0 else []
     empty = [path for path, module in model.named_modules() if _weightless(module)]  # there is nothing to learn
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                          target_modules=targets, exclude_modules=empty or None, task_type="CAUSAL_LM")  # fmt: skip
+                          target_modules=targets, exclude_modules=empty or None, target_parameters=bare or None,
+                          task_type="CAUSAL_LM")  # fmt: skip
     torch.manual_seed(config.seed)
     try:
-        with _renamed():
+        with _quiet():
             wrapped: Any = get_peft_model(cast(Any, model), settings)
     except ValueError as error:
         what = f"no adapters fit a {type(model).__name__}: {' '.join(str(error).split())}"
@@ -79,7 +85,7 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
         raise PlanError(message(what, where=f"targets: {', '.join(config.targets)}", todo=todo)) from error
     if config.gradient_checkpointing:
         wrapped.enable_input_require_grads()
-        with _renamed():
+        with _quiet():
             wrapped.gradient_checkpointing_enable()
     return wrapped
 
@@ -90,10 +96,12 @@ def _weightless(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _renamed() -> Iterator[None]:
-    """No warnings of names that transformers is about to change: PEFT asks by them too."""
+def _quiet() -> Iterator[None]:
+    """No warnings of names that transformers is about to change: PEFT asks by them too. None of ranks that PEFT sets
+    for experts and then does not find."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
 
 

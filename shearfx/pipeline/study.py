@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from shearfx.adapted_parameters import adapted_parameters
 from shearfx.config import ShearConfig
 from shearfx.config_values import LearningRate
 from shearfx.data import IGNORED, Examples, Kind, distinct, hold_out, open_source, pack
@@ -292,13 +293,13 @@ class Study:
         ]  # fmt: skip
         with adapting(self.config, self.base(small), start) as wrapped:
             self._recover(wrapped.train(), stages, reference, steps, teacher, state, log)
-            learnt = adapters_of(wrapped)
+            learnt, bare = adapters_of(wrapped, bare=True), adapted_parameters(wrapped)
             if keep is not None:
                 keep(wrapped)
         small.drop_work()
         model = small.original
         if keep is None:
-            merge_into(model, learnt)
+            merge_into(model, learnt, parameters=bare)
         return model
 
     def _recover(

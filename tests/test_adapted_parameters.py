@@ -1,0 +1,53 @@
+"""Adapters on fused experts and routers: what they add is what is merged, on whatever architecture."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from shearfx.adapted_parameters import adapted_parameters, experts_of
+from shearfx.adapters import base_name
+from shearfx.errors import PlanError
+from shearfx.low_rank import adapters_of
+from shearfx.training.merging import merge_into
+from tests import zoo
+
+MIXTURES = ["mixtral", "qwen2_moe", "olmoe", "granitemoe", "gpt_oss"]
+
+
+def learnt(model: nn.Module, **more: Any) -> Any:
+    """The model with adapters on all experts, which have learnt something."""
+    names = sorted({".".join(name.split(".")[-2:]) for name in experts_of(model)})
+    settings = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", target_parameters=names or None, **more)
+    wrapped: Any = get_peft_model(model, settings).eval()  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return wrapped
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@torch.no_grad()
+def test_merged_is_adapted(name: str) -> None:
+    model = zoo.get(name).build().to(torch.float64)
+    target, before = copy.deepcopy(model.module), model.module(*model.args, **model.kwargs).logits
+    wrapped = learnt(model.module)
+    bare = adapted_parameters(wrapped)
+    assert {base_name(one.name) for one in bare} >= set(experts_of(target)) != set()
+    adapted = wrapped(*model.args, **model.kwargs).logits
+    merge_into(target, adapters_of(wrapped, bare=True), parameters=bare)
+    merged = target(*model.args, **model.kwargs).logits
+    assert (merged - adapted).abs().max() <= 1e-10 * adapted.abs().max()
+    assert (adapted - before).abs().max() > 1e-3 * before.abs().max()
+
+
+def test_what_takes_adapters_of_layers_only_refuses_them() -> None:
+    wrapped = learnt(zoo.get("mixtral").build().module)
+    with pytest.raises(PlanError, match="adapts a bare parameter"):
+        adapters_of(wrapped)
