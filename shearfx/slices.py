@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from shearfx.graph import Graph, Group, Member, coordinates
+from shearfx.low_rank import spans
 
 
 class SliceSums:
@@ -97,3 +98,20 @@ def _along(values: torch.Tensor, dim: int) -> torch.Tensor:
 def precise(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 where it has less: 16 bits lose what is summed over a layer."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def product_along(left: torch.Tensor, right: torch.Tensor, dim: int) -> torch.Tensor:
+    """``sum(left * right)`` over all dims but one, at least in float32, a part of the tensors at a time.
+
+    Args:
+        left, right: of one shape.
+        dim: which is left.
+    """
+    found = precise(left.new_zeros(left.shape[dim]))
+    for start, stop in spans(len(left), left[0].numel()):
+        part = _along(precise(left[start:stop]) * precise(right[start:stop]), dim)
+        if dim == 0:
+            found[start:stop] = part
+        else:
+            found += part
+    return found

@@ -24,7 +24,7 @@ def learnt(model: nn.Module, **more: Any) -> Any:
     """The model with adapters on all experts, which have learnt something."""
     names = sorted({".".join(name.split(".")[-2:]) for name in experts_of(model)})
     settings = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", target_parameters=names or None, **more)
-    wrapped: Any = get_peft_model(model, settings).eval()  # type: ignore[arg-type]
+    wrapped: Any = get_peft_model(model, settings).eval()
     torch.manual_seed(1)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:

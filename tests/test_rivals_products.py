@@ -264,7 +264,7 @@ def test_calls_of_another_kind_than_the_traced_one_are_traced(rival: str, monkey
         traced.append(kwargs)
         return trace_call(model, args, kwargs)
 
-    monkeypatch.setattr("shearfx.saliency.replaying.trace_call", trace)
+    monkeypatch.setattr("shearfx.contractions.replaying.trace_call", trace)
     data = [{"x": x[:2]}, {"x": x[2:], "scale": scale[2:]}, {"x": x, "scale": scale}, {"x": x, "twice": True}]
     scores = find(rival).score(graph, model, data=data)
     assert len(traced) == 2, "a kind of call is traced once, the traced one not at all"

@@ -91,13 +91,22 @@ class Collector:
             if key not in self._where:
                 self._where[key] = torch.where(where >= 0, where, size).to(sums.device)
             rows = sums.new_zeros(len(sums), size + 1).index_add_(1, self._where[key], sums)[:, :size]
-            old = pending.get(group)
-            if old is None:
-                pending[group] = rows
-            elif old.shape == rows.shape:
-                pending[group] = old + rows
-            else:
-                pending[group] = old.sum(0, keepdim=True) + rows.sum(0, keepdim=True)
+            _add_to(pending, group, rows)
+
+    def add_whole(self, group: str, where: Tensor, along: Tensor) -> None:
+        """Take in derivatives of the last forward pass whose sequences cannot be told apart.
+
+        Args:
+            group: gated somewhere.
+            where: LongTensor ``[size]``, the structure of each index, or -1.
+            along: ``[size]``, one for each index.
+        """
+        if group not in self.square:
+            return
+        size = self.sizes[group]
+        index = torch.where(where >= 0, where, size).to(along.device)
+        row = along.new_zeros(size + 1).index_add_(0, index, along)[None, :size]
+        _add_to(self._pending.setdefault(self.number, {}), group, row)
 
     def flush(self) -> None:
         """Square what the last backward passes brought. A pass whose loss overflowed counts for nothing."""
@@ -147,3 +156,14 @@ class Collector:
         for mine, theirs in ((self.square, state["square"]), (self.absolute, state["absolute"])):
             for name, value in theirs.items():
                 mine[name].copy_(value)
+
+
+def _add_to(pending: dict[str, Tensor], group: str, rows: Tensor) -> None:
+    """Add a derivative for each sequence, or one for all, ``[sequences, structures]``."""
+    old = pending.get(group)
+    if old is None:
+        pending[group] = rows
+    elif old.shape == rows.shape:
+        pending[group] = old + rows
+    else:
+        pending[group] = old.sum(0, keepdim=True) + rows.sum(0, keepdim=True)

@@ -7,7 +7,7 @@ the inputs of those layers are gated; elsewhere everything that the group owns i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from shearfx.adapters import base_name
 from shearfx.errors import PlanError, message
-from shearfx.graph import Graph, Group, Member, coordinates, mentions, module_path
+from shearfx.gating.contracted import contracted, is_adapter, is_all
+from shearfx.graph import Graph, Group, Member, coordinates, module_path
+from shearfx.low_rank import adapts_parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
     live = live_names(model)
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     alone = _read_alone(graph)
+    adapted = {id(m.get_param()) for m in modules.values() if adapts_parameter(m)}  # type: ignore[operator]
 
     def spot_of(alias: str, dim: int) -> tuple[str, int] | None:
         owner, _, leaf = live[alias].rpartition(".")
@@ -86,10 +89,12 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
     weights: list[GatedWeight] = []
     inputs_only = set()
     for group in groups:
-        readers = _readers(graph, group, is_fed) if group.certificate == "exact" else []
-        if readers:
+        read = contracted(graph, group, is_fed) if group.certificate == "exact" else []
+        if not all(is_fed(one.member) or is_all(graph, one) for one in read):
+            read = []
+        if read:
             inputs_only.add(group.name)
-        for member in readers or _floating(graph, group):
+        for member in [one.member for one in read] or _floating(graph, group):
             where = coordinates(member.term, member.atom)
             for alias in graph.tensors[member.name].aliases:
                 name = live.get(alias)
@@ -104,6 +109,9 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
                     if not parameter.is_floating_point():
                         what = f"{name} is kept as {parameter.dtype}, and is not read by a linear layer"
                         raise PlanError(message(what, todo=f"leave out groups of kind {group.kind!r}"))
+                    if id(parameter) in adapted:
+                        what = f"an adapter changes {name}, which no module's input or output stands for"
+                        raise PlanError(message(what, todo="merge it first: model.merge_and_unload()"))
                     weights.append(GatedWeight(group.name, parameter, member.dim, where))
                     break  # aliases are the very same tensor
                 side, axis = spot
@@ -163,43 +171,6 @@ def _floating(graph: Graph, group: Group) -> list[Member]:
     tensors = graph.tensors
     own = (m for m in group.members if tensors[m.name].kind == "parameter" and tensors[m.name].dtype.is_floating_point)
     return [m for m in own if m.name not in graph.traced.ranks and not is_adapter(m.name)]
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter is one of an adapter's."""
-    return any(part.startswith("lora_") for part in name.split("."))
-
-
-def _readers(graph: Graph, group: Group, is_fed: Callable[[Member], bool]) -> list[Member]:
-    """The parameters that every exit of a group contracts it with; none where some exit has no such parameter, or it
-    cannot be told by which of its dims.
-
-    Args:
-        is_fed: whether a dim of a parameter is that of what comes into a module; decides between two of one parameter.
-    """
-    found: dict[tuple[str, int], Member] = {}
-    members: dict[str, list[Member]] = {}
-    for member in group.members:
-        members.setdefault(member.name, []).append(member)
-    for record in graph.records.values():
-        for exit_ in record.exits:
-            dim = graph.solver.resolve(exit_.dim)
-            if group.atom not in mentions((dim,)):
-                continue
-            having = range(len(record.operands)) if exit_.carriers is None else exit_.carriers
-            tensors = [graph.traced.tensors.get(record.operands[i]) for i in having]
-            read = [
-                [m for m in members.get(tensor.name, ())
-                 if mentions((graph.tensor_dims[tensor.name][m.dim],)) == mentions((dim,))]
-                for tensor in tensors if tensor is not None and tensor.kind == "parameter"
-            ]  # fmt: skip
-            read = [dims if len(dims) == 1 else [m for m in dims if is_fed(m)] for dims in read if dims]
-            if not read or any(len(dims) != 1 for dims in read):
-                return []
-            if len(read) == len(tensors):  # parameters that are multiplied with each other: one is enough
-                read = read[-1:]
-            found |= {(m.name, m.dim): m for (m,) in read if not is_adapter(m.name)}
-    return list(found.values())
 
 
 def _spot(module: nn.Module, leaf: str, dim: int) -> tuple[str, int] | None:

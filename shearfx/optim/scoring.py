@@ -91,7 +91,7 @@ class Scorer:
         self._gates = gates
         if self.collects:
             if self.collector is None or self.total is None:
-                check_seen(gates, self.name)
+                check_seen(gates, self.name, weights=False)
                 self.collector, self.total = (Collector({g.name: g.size for g in self.groups}) for _ in range(2))
             gates.collector = self.collector
             self._watch = self._watch or watch(self.model, self.collector)

@@ -1,4 +1,4 @@
-"""Fisher information along every structure, through gates: gradients of activations only, none of weights."""
+"""Fisher information along every structure, through gates: by gradients of activations, where modules read them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
+from shearfx.gating.sites import GatedWeight
 from shearfx.gradients import Loss, backward_each, batch_loss, gradients
 from shearfx.saliency.base import Saliency, Scores, refuse_unseen, register
 from shearfx.saliency.evidence import Evidence
+from shearfx.slices import product_along
 
 
 @contextlib.contextmanager
@@ -51,8 +53,9 @@ class Fisher(Saliency):
 
     Half of it estimates, to second order around a minimum, how much the loss grows when the structure goes.
     In units of loss, so that structures of all layers and kinds compare. Needs data; takes one forward and backward
-    pass per batch, and no memory for gradients of weights. Groups that something else than a parameter reads
-    (query and key dims) are not scored.
+    pass per batch. Where modules read a group, it takes no memory for gradients of weights; where other products with
+    parameters do (fused experts), for one gradient at a time, and a batch counts as one sequence. Groups that something
+    else than a parameter reads (query and key dims) are not scored.
 
     Source: Theis et al. 2018 (arXiv 1801.05787), equation 6, with gates as in Kwon et al. 2022 (arXiv 2204.09656).
     """
@@ -70,7 +73,16 @@ class Fisher(Saliency):
         gates = Gates(given.graph, model, given.groups)
         check_seen(gates, self.name)
         seen = self._collector(gates, model, batches, loss or batch_loss)
-        with gates, collecting(gates, model, seen) as collector, gradients(model, {}, lambda *_: None):
+        of: dict[int, list[GatedWeight]] = {}
+        for one in gates.places.weights:
+            of.setdefault(id(one.parameter), []).append(one)
+
+        def receive(name: str, weight: Tensor, gradient: Tensor) -> None:
+            for one in of[int(name)]:
+                seen.add_whole(one.group, one.where, product_along(weight, gradient, one.axis))
+
+        weights = {str(key): places[0].parameter for key, places in of.items()}
+        with gates, collecting(gates, model, seen) as collector, gradients(model, weights, receive):
             for _ in backward_each(model, batches, loss, self.name, given.progress):
                 collector.flush()
         return {name: value / max(collector.sequences, 1) for name, value in collector.square.items()}
@@ -84,7 +96,13 @@ def sizes_of(gates: Gates) -> dict[str, int]:
     return {name: gates.groups[name].size for name in sorted(gates.places.inputs_only)}
 
 
-def check_seen(gates: Gates, what: str) -> None:
-    """Raise PlanError where a group is not gated where it is read, or in place."""
+def check_seen(gates: Gates, what: str, weights: bool = True) -> None:
+    """Raise PlanError where a group is not gated where it is read.
+
+    Args:
+        gates: of the groups.
+        what: the saliency.
+        weights: whether it may be gated there in a weight, of which no module's input tells the derivative.
+    """
     unseen = [g for name, g in gates.groups.items() if name not in gates.places.inputs_only]
-    refuse_unseen([*unseen, *(gates.groups[w.group] for w in gates.places.weights)], what)
+    refuse_unseen([*unseen, *(gates.groups[w.group] for w in gates.places.weights if not weights)], what)

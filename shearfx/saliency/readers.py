@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from shearfx.contractions.products import Product, products
 from shearfx.errors import PlanError, message
-from shearfx.gating.sites import GateSite, base_layer, input_axis, is_adapter, live_names, outer_path
+from shearfx.gating.contracted import is_adapter
+from shearfx.gating.sites import GateSite, base_layer, input_axis, live_names, outer_path
 from shearfx.graph import Graph, Group, mentions, module_path
 from shearfx.low_rank import adapters_of
 from shearfx.saliency.base import refuse_unseen
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.products import Product, products
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
+from shearfx.contractions.products import Product
+from shearfx.contractions.replaying import Call, Read, Replay, calls_of
 from shearfx.errors import PlanError, message
 from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
@@ -19,9 +21,7 @@ from shearfx.gradients import call, forward_each
 from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
 from shearfx.saliency.base import Saliency, Scores
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.products import Product
 from shearfx.saliency.readers import find_readers
-from shearfx.saliency.replaying import Call, Read, Replay, calls_of
 
 
 class Reading(Saliency):

@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from shearfx.contractions.patches import patch_size, patch_weights, patches
+from shearfx.contractions.products import Product
+from shearfx.contractions.replaying import Replay
 from shearfx.gating.moments import add_squares, mirror, parted_by, second_moments
 from shearfx.gating.residuals import blocks, inverse, within
 from shearfx.gating.sites import GateSite
@@ -16,11 +19,8 @@ from shearfx.gradients import forward_each
 from shearfx.low_rank import adapters_of
 from shearfx.saliency.base import Saliency, Scores, of_part, register
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.patches import patch_size, patch_weights, patches
-from shearfx.saliency.products import Product
 from shearfx.saliency.readers import find_readers
 from shearfx.saliency.reading import chunks, run_and_replay, weight_rows
-from shearfx.saliency.replaying import Replay
 
 
 @register

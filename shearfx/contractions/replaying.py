@@ -12,12 +12,12 @@ from torch.utils import _pytree as pytree
 
 from shearfx.adapters import unwrapped
 from shearfx.architectures import named_tensors
+from shearfx.contractions.picks import picks
+from shearfx.contractions.products import Product, products
 from shearfx.errors import PlanError, TraceError, message
 from shearfx.graph import Graph
 from shearfx.passes import ANALYSIS, run
 from shearfx.rules.registry import shape_of
-from shearfx.saliency.picks import picks
-from shearfx.saliency.products import Product, products
 from shearfx.tracing import by_name, trace_call
 
 aten = torch.ops.aten

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from shearfx.contractions.products import Product
 from shearfx.passes.subnetwork import get_argument
-from shearfx.saliency.products import Product
 
 aten = torch.ops.aten
 

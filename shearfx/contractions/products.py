@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, fx
 
 from shearfx.adapters import base_name
+from shearfx.contractions.layouts import Layout, factors, layout
+from shearfx.contractions.picks import picked_along, picks
 from shearfx.dims import Atom, Dim, Size, Solver
 from shearfx.graph import Graph, coordinates, mentions
 from shearfx.routed_products import PRODUCT
 from shearfx.rules import RULES, Site
 from shearfx.rules.registry import Exit, Record, is_tensor, shape_of
-from shearfx.saliency.layouts import Layout, factors, layout
-from shearfx.saliency.picks import picked_along, picks
 from shearfx.values import Value
 
 aten = torch.ops.aten
