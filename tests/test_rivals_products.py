@@ -16,11 +16,15 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import shearfx
+from shearfx.comparison import relative_error
 from shearfx.errors import PlanError
+from shearfx.gating.gates import Gates
 from shearfx.graph import Graph, Group
 from shearfx.precision import double_precision
+from shearfx.pruning_plan import of_cuts
 from shearfx.saliency import SparseGpt, find
-from shearfx.tracing import Traced, trace_call
+from shearfx.tracing import Traced, by_name, trace_call
+from tests import zoo
 from tests.rivals import case
 from tests.test_saliency import state_of
 from tests.tiny_models import learn_something
@@ -355,3 +359,22 @@ def test_a_model_with_adapters_is_gone_through_with_them_by_the_graph_of_its_bas
     merged: Any = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     assert not torch.equal(merged.up.weight, base.up.weight)
     assert_is(rival, scores[group.name], [(torch.tanh(merged.up(x)).detach(), base.down.detach())])
+
+
+@pytest.mark.parametrize("saliency", ["wanda_sp", "flap", "sparsegpt"])
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+def test_what_a_cut_before_shut_is_shut_on_the_graph_too(name: str, saliency: str) -> None:
+    """A second cut is scored on what the first one left: hooks on modules shut heads, and experts read what comes of
+    them (once, the graph was gone through as if nothing were shut)."""
+    built = zoo.get(name).build().to(torch.float64)
+    call = by_name(built.module, built.args, built.kwargs)
+    graph = shearfx.trace(built.module, **call)
+    groups = [g for g in graph.groups if g.certificate == "exact" and g.kind in ("ffn", "heads")]
+    groups = [g for g in groups if g.name in Gates(graph, built.module, groups).places.inputs_only]
+    plan = of_cuts(graph, {g.name: range(1, g.size) for g in groups})
+    wanted = find(saliency).score(graph, shearfx.mask(built.module, plan), groups=groups, data=[call])
+    with Gates(graph, built.module, groups) as gates:
+        gates.close(plan)
+        found = find(saliency).score(graph, built.module, groups=groups, data=[call])
+    for group in groups:
+        assert relative_error([found[group.name][1:]], [wanted[group.name][1:]]) <= 1e-10

@@ -49,10 +49,11 @@ def calls_of(model: nn.Module) -> Iterator[list[Call]]:
 
 
 class Replay:
-    """Goes through calls of a model on its graph. A call that the graph was not traced for is traced first.
+    """Goes through calls of a model on its graph. A call that the graph was not traced for is traced first, and so is
+    a model with hooks on its modules, such as gates: what they do is part of what it computes.
 
     Args:
-        graph: the analysis of the model, or of its base without adapters.
+        graph: the analysis of the model, or of its base without adapters; of either without hooks.
         model: the live model, left as it was.
         wanted: the products to look at.
         rows: how activations are laid out (default: as the products say).
@@ -69,7 +70,7 @@ class Replay:
     ) -> None:
         self.model, self.rows, self.weights = unwrapped(model), rows, weights
         self.keys = [product.key for product in wanted]
-        self.traces: list[tuple[Graph, list[Product]]] = [(graph, list(wanted))]
+        self.traces: list[tuple[Graph, list[Product], list[Any]]] = [(graph, list(wanted), [])]
         self.of: dict[str, tuple[Graph, Product]] = {}
         """By key: the product in the graph that was gone through first, and the graph."""
 
@@ -94,8 +95,9 @@ class Replay:
         _Watched(graph, now, self.rows, read).run(initial_env=values, enable_io_processing=False)
 
     def _fitting(self, call: Call, tensors: Mapping[str, Tensor]) -> tuple[Graph, list[Product], Mapping[fx.Node, Any]]:
-        for graph, found in self.traces:
-            arguments = assigned(graph, call) if _is_of(graph, tensors) else None
+        hooks = hooks_of(self.model)
+        for graph, found, hooked in self.traces:
+            arguments = assigned(graph, call) if hooked == hooks and _is_of(graph, tensors) else None
             if arguments is not None:
                 return graph, found, arguments
         graph = self._traced(call)
@@ -105,7 +107,7 @@ class Replay:
         if missing or arguments is None:
             what = f"the call that the data makes does not compute {', '.join(sorted(missing)[:3]) or 'what it states'}"
             raise PlanError(message(what, todo=f"trace the model by such a call: {', '.join(call)}"))
-        self.traces.append((graph, found))
+        self.traces.append((graph, found, hooks))
         return graph, found, arguments
 
     def _traced(self, call: Call) -> Graph:
@@ -122,6 +124,12 @@ class Replay:
         graph, own = self.of[product.key]
         with torch.no_grad():
             return self.weights(own, _Made(graph, live_tensors(self.model), own.weight).value(own.weight))
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    """What is called before and after modules of a model, and may change what goes in or comes out."""
+    return [hook for module in model.modules() for hook in (*module._forward_pre_hooks.values(),
+                                                            *module._forward_hooks.values())]  # fmt: skip
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:

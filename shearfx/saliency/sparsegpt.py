@@ -80,6 +80,8 @@ class SparseGpt(Saliency):
             for product, found in sums.taken():
                 weight = replay.weight(product)
                 for number, moments in found.items():
+                    shut = (weight[number] == 0).all(0)  # what a cut before took away stands in for nothing
+                    moments[shut], moments[:, shut] = 0, 0
                     precision = inverse(moments, self.ridge)
                     for group, where in readers.products[product]:
                         here = where[0 if len(where) == 1 else number].repeat_interleave(patch_size(product))
