@@ -1,7 +1,8 @@
 """Closed-form compensation at the cut: what stays takes over, by least squares, what the removed structures did.
 
 A layer that reads a cut group computes ``y = W x``. Without the removed inputs the best it can do is
-``W' x_S`` with ``W' = W H[:, S] (H[S, S] + ridge)^-1`` and ``H = sum of x x^T`` over calibration data.
+``W' x_S`` with ``W' = W H[:, S] (H[S, S] + ridge)^-1`` and ``H = sum of x x^T`` over calibration data. Linear layers
+are fitted, and parameters of no layer that are multiplied with the group and read by nothing else: each fused expert.
 
 Source: the reconstruction of SparseGPT (arXiv 2301.00774), equation 2, and of channel pruning (He et al. 2017, arXiv
 1707.06168), equation 4; LoRAShear has no such step.
@@ -17,11 +18,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shearfx.contractions.gathering import Sums, run_and_replay, squares
+from shearfx.contractions.products import Product
+from shearfx.contractions.rearranged import rearranged
+from shearfx.contractions.replaying import Replay
 from shearfx.errors import PlanError, message
-from shearfx.gating.moments import parted, second_moments
+from shearfx.gating.moments import parted_by, second_moments
 from shearfx.gating.sites import GateSite, base_layer, places
-from shearfx.graph import Graph
+from shearfx.graph import Graph, Group, mentions
 from shearfx.pruning_plan import PruningPlan
+from shearfx.slicing import cut_tensor
 
 RIDGE = 1e-2
 """Of the mean of the diagonal of H: what keeps the solution from chasing the calibration data."""
@@ -39,27 +45,15 @@ class Moments:
     """
 
     def __init__(self, graph: Graph, model: nn.Module, plan: PruningPlan) -> None:
-        cut = {c.name: c for c in plan.cuts}
-        groups = [g for g in graph.groups if g.name in cut]
+        stays = Staying(plan)
         self.kept: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.sites: list[GateSite] = []
         """Inputs of the layers that are watched."""
-        for site in places(graph, model, groups).sites:
-            if site.side != "in" or not isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
-                continue
-            gone = torch.zeros(site.size, dtype=torch.bool)
-            for name, where in site.where:
-                stays = torch.zeros(cut[name].size + 1, dtype=torch.bool)
-                stays[list(cut[name].kept)] = True
-                stays[-1] = True
-                gone |= ~stays[where]
-            self.kept[site.path] = (~gone).nonzero().flatten()
-            self.sites.append(site)
-
-    def parts(self, memory: int | None) -> list[list[str]]:
-        """The layers by path, in parts whose moments take no more than so many bytes (but one layer at least)."""
-        return [[site.path for site in part] for part in parted(self.sites, memory)]
+        for site in places(graph, model, stays.groups(graph)).sites:
+            if site.side == "in" and isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
+                self.kept[site.path] = stays.of(site.where)
+                self.sites.append(site)
 
     @contextmanager
     def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
@@ -78,21 +72,57 @@ class Moments:
         Returns:
             ``[out, kept]``.
         """
-        kept = self.kept[path].to(weight.device)
-        moments = self.sums[path].to(weight.device).double()
-        # The ridge pulls towards the plain cut, not towards zero: what the data does not show stays as it was.
-        removed = torch.ones(len(moments), dtype=torch.bool, device=weight.device)
-        removed[kept] = False
-        columns = moments[:, kept]
-        del moments  # as large as all else together, where layers are wide
-        damped, cross = columns[kept], columns[removed]
-        del columns
-        diagonal = damped.diagonal()
-        diagonal += ridge * diagonal.mean().clamp(min=1e-12)
-        full = weight.double()
-        change = torch.linalg.solve(damped, (full[:, removed] @ cross).T).T
-        fitted: Tensor = full[:, kept] + change
-        return fitted.to(weight.dtype)
+        return least_squares(self.sums[path], weight, self.kept[path], ridge)
+
+
+class Staying:
+    """Which inputs of what reads some groups stay in a cut."""
+
+    def __init__(self, plan: PruningPlan) -> None:
+        self._stays: dict[str, Tensor] = {}
+        for cut in plan.cuts:
+            stays = torch.zeros(cut.size + 1, dtype=torch.bool)
+            stays[list(cut.kept)] = True
+            stays[-1] = True  # what is no structure's
+            self._stays[cut.name] = stays
+
+    def groups(self, graph: Graph) -> list[Group]:
+        """The groups that are cut."""
+        return [group for group in graph.groups if group.name in self._stays]
+
+    def of(self, where_of: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """LongTensor of the inputs that stay.
+
+        Args:
+            where_of: for each group that is cut, LongTensor ``[inputs]``: the structure of each, -1 for none.
+        """
+        found = torch.stack([self._stays[name][where] for name, where in where_of]).all(0)
+        return found.nonzero().flatten()
+
+
+def least_squares(moments: Tensor, weight: Tensor, kept: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The weight for the kept inputs that comes closest to the full one, in the weight's dtype, ``[out, kept]``.
+
+    Args:
+        moments: ``sum of x x^T`` over what it reads, ``[in, in]``.
+        weight: the full one, ``[out, in]``.
+        kept: LongTensor of inputs.
+        ridge: share of the mean of the diagonal.
+    """
+    kept, moments = kept.to(weight.device), moments.to(weight.device).double()
+    # The ridge pulls towards the plain cut, not towards zero: what the data does not show stays as it was.
+    removed = torch.ones(len(moments), dtype=torch.bool, device=weight.device)
+    removed[kept] = False
+    columns = moments[:, kept]
+    del moments  # as large as all else together, where layers are wide
+    damped, cross = columns[kept], columns[removed]
+    del columns
+    diagonal = damped.diagonal()
+    diagonal += ridge * diagonal.mean().clamp(min=1e-12)
+    full = weight.double()
+    change = torch.linalg.solve(damped, (full[:, removed] @ cross).T).T
+    fitted: Tensor = full[:, kept] + change
+    return fitted.to(weight.dtype)
 
 
 Run = Callable[[nn.Module, Any], Any]
@@ -109,7 +139,7 @@ def compensate_cut(
     *,
     ridge: float = RIDGE,
 ) -> int:
-    """Replace the weights of the layers that read what was cut, in the small model, by their least-squares fit.
+    """Replace the weights that read what was cut, in the small model, by their least-squares fit.
 
     Args:
         graph: the analysis of the model.
@@ -121,7 +151,7 @@ def compensate_cut(
         ridge: share of the mean of the diagonal that is added.
 
     Returns:
-        The number of layers that were fitted.
+        The number of weights that were fitted.
 
     Raises:
         PlanError: no layer can be fitted.
@@ -148,16 +178,15 @@ def fitted(
         memory: bytes that moments may take at a time, beyond which layers are fitted part by part.
 
     Returns:
-        By path of the layer: its weight after the cut, ``[out, in]`` (``[in, out]`` of a Conv1D), on the CPU.
+        By name: each weight that reads what is cut, after the cut, on the CPU.
 
     Raises:
         PlanError: no layer can be fitted.
     """
     fits = solved(graph, model, plan, batches, run, ridge=ridge, memory=memory)
-    return {path: as_cut(new, plan, f"{path}.weight", is_turned(model, path)) for path, (_, new) in fits.items()}
+    return {name: cut_tensor(new, plan.kept.get(name, {})).cpu() for name, new in fits}
 
 
-@torch.no_grad()
 def solved(
     graph: Graph,
     model: nn.Module,
@@ -167,52 +196,73 @@ def solved(
     *,
     ridge: float = RIDGE,
     memory: int | None = None,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """By path of each layer that reads what is cut: the inputs that stay, and its fit ``[out, kept]``, all rows.
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and fit of each weight that reads what is cut, in its own shape; what it reads no more is as it was.
 
     Args, errors: as of :func:`fitted`.
     """
-    moments = Moments(graph, model, plan)
-    if not moments.kept:
+    layers, stays = Moments(graph, model, plan), Staying(plan)
+    atoms = {group.atom: group.name for group in stays.groups(graph)}
+    own = {_weight(site)[0] for site in layers.sites}
+    others = rearranged(graph, model, lambda dim, _: bool(mentions((dim,)) & atoms.keys()), own)
+    if not layers.kept and not others:
         todo = "leave out compensation"
-        raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
-    moments.sites = [site for site in moments.sites if len(moments.kept[site.path])]  # else there is nothing to fit
-    parts = moments.parts(memory)
+        raise PlanError(
+            message("no linear layer, and no such parameter, reads what the plan cuts", where="compensation", todo=todo)
+        )
+    replay = Replay(graph, model, tuple(others))
+    sites = [site for site in layers.sites if len(layers.kept[site.path])]  # else there is nothing to fit
+    reading: list[GateSite | Product] = [*sites, *others]
+    parts = parted_by(reading, squares, memory)
     batches = list(batches) if len(parts) > 1 else batches
-    found: dict[str, tuple[Tensor, Tensor]] = {}
     for part in parts:
-        with moments.watching(part):
+        sums = Sums(part)
+        go = run_and_replay(run, replay, sums.products, sums.watching, sums.read)
+        with torch.no_grad():
             for batch in batches:
-                run(model, batch)
-        for path in part:
-            if path in moments.sums:
-                weight: Tensor = base_layer(model.get_submodule(path)).weight  # type: ignore[assignment]
-                full = weight.T if is_turned(model, path) else weight
-                found[path] = moments.kept[path], moments.solve(path, full, ridge)
-                del moments.sums[path]
-    return found
+                go(model, batch)
+        for site in sums.sites:
+            if site.path in sums.inputs:  # no data may have come by an expert
+                name, weight = _weight(site)
+                new = weight.clone()
+                rows, at = (new.T if is_turned(model, site.path) else new), layers.kept[site.path].to(new.device)
+                rows[:, at] = least_squares(sums.inputs.pop(site.path), rows, at, ridge)
+                yield name, new
+        for product, found in sums.taken():
+            where_of = [(name, product.where(graph, atom)) for atom, name in atoms.items()]
+            kept = {i: stays.of((name, where[i if len(where) > 1 else 0]) for name, where in where_of) for i in found}
+            refit = _refit(replay, product, found, kept, ridge)
+            if refit is not None:
+                yield others[product], refit
+
+
+def _weight(site: GateSite) -> tuple[str, Tensor]:
+    """Of a layer: its name in the live model, and it."""
+    layer: Any = base_layer(site.module)
+    return f"{site.path}.weight" if layer is site.module else f"{site.path}.base_layer.weight", layer.weight.detach()
+
+
+def _refit(
+    replay: Replay, product: Product, found: Mapping[int, Tensor], kept: Mapping[int, Tensor], ridge: float
+) -> Tensor | None:
+    """The parameter of a product with the least-squares fit of each instance that has read something; None where its
+    numbers are more than moved about."""
+    new = replay.weight(product).clone()
+    if not replay.is_moved(product):
+        return None
+    for number, moments in found.items():
+        at = kept[number].to(new.device)
+        if len(at):
+            new[number][:, at] = least_squares(moments, new[number], at, ridge)
+    return replay.parameter(product, new)
 
 
 @torch.no_grad()
 def put(small: nn.Module, fits: Mapping[str, Tensor]) -> None:
-    """Give the layers of a cut model their fits, in place."""
-    for path, new in fits.items():
-        target: Tensor = base_layer(small.get_submodule(path)).weight  # type: ignore[assignment]
+    """Give the weights of a cut model their fits, in place, by name."""
+    for name, new in fits.items():
+        target = small.get_parameter(name)
         target.copy_(new.to(target.device, target.dtype))
-
-
-def as_cut(new: Tensor, plan: PruningPlan, name: str, turned: bool) -> Tensor:
-    """A layer's weight ``[out, kept]`` without the rows that a plan cuts, on the CPU, in the layer's own layout.
-
-    Args:
-        new: the weight.
-        plan: what stays of rows.
-        name: of the weight, in the plan.
-        turned: whether the layer keeps it as ``[in, out]``.
-    """
-    rows = plan.kept.get(name, {}).get(1 if turned else 0)
-    new = new if rows is None else new[rows.to(new.device)]
-    return (new.T if turned else new).cpu()
 
 
 def is_turned(model: nn.Module, path: str) -> bool:

@@ -8,18 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from shearfx.bias_compensation import bias_as_cut, shifted
-from shearfx.compensation import RIDGE, Moments, Run, as_cut, is_turned, solved
+from shearfx.compensation import RIDGE, Run, is_turned, solved
 from shearfx.gating.gates import Gates
 from shearfx.gating.sites import base_layer
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan
+from shearfx.slicing import cut_tensor
 
 
 class Refitting:
     """A ratio can be reached in several cuts: each is scored, and fitted, on what the one before left.
 
     As a context manager: inside, :meth:`apply` changes what the model computes; afterwards it is what it was, bit for
-    bit. Takes memory for a second weight of the layers that read what goes.
+    bit. Takes memory for a second one of the weights that read what goes.
 
     Args:
         graph: the analysis of the model.
@@ -39,8 +40,8 @@ class Refitting:
 
     def __exit__(self, *_: object) -> None:
         self._gates.detach()
-        for path, weight in self._original.items():
-            self._weight(path).data = weight
+        for name, weight in self._original.items():
+            self.model.get_parameter(name).data = weight
         self._original.clear()
         for path, bias in self._biases.items():
             self._layer(path).bias = bias
@@ -67,13 +68,12 @@ class Refitting:
             PlanError: no layer can be fitted, or the plan cuts other groups.
         """
         if batches is not None:
-            found = solved(self.graph, self.model, plan, batches, run, ridge=ridge, memory=memory)
-            for path, (kept, new) in found.items():
-                weight = self._weight(path)
-                self._original.setdefault(path, weight.data)
-                full = weight.data.clone()
-                (full.T if is_turned(self.model, path) else full)[:, kept.to(full.device)] = new.to(full.dtype)
-                weight.data = full
+            # all are fitted to what is, before any is changed
+            found = list(solved(self.graph, self.model, plan, batches, run, ridge=ridge, memory=memory))
+            for name, new in found:
+                weight = self.model.get_parameter(name)
+                self._original.setdefault(name, weight.data)
+                weight.data = new
         self._gates.close(plan)
 
     def shift(self, plan: PruningPlan, batches: Iterable[Any], run: Run) -> None:
@@ -88,17 +88,17 @@ class Refitting:
         self._gates.close(plan)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What was changed so far, by path of the layer."""
+        """What was changed so far: weights by name, biases by path of the layer."""
         return {
-            "weights": {path: self._weight(path).data for path in self._original},
+            "weights": {name: self.model.get_parameter(name).data for name in self._original},
             "biases": {path: self._layer(path).bias.detach() for path in self._biases},
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], plan: PruningPlan) -> None:
         """Go on after the cut that a state is of: change again what was changed, and shut what its plan removes."""
-        for path, new in state["weights"].items():
-            weight = self._weight(path)
-            self._original.setdefault(path, weight.data)
+        for name, new in state["weights"].items():
+            weight = self.model.get_parameter(name)
+            self._original.setdefault(name, weight.data)
             weight.data = new.to(weight.data)
         for path, bias in state["biases"].items():
             layer = self._layer(path)
@@ -118,22 +118,13 @@ class Refitting:
         }
 
     def fits(self, plan: PruningPlan) -> dict[str, Tensor]:
-        """By path of each layer that was refitted: its weight after the cut, on the CPU.
+        """By name: each weight that was refitted, after the cut, on the CPU.
 
         Args:
             plan: the one that was applied last.
         """
-        kept = Moments(self.graph, self.model, plan).kept
-        found = {}
-        for path in self._original:
-            weight, turned = self._weight(path).data, is_turned(self.model, path)
-            new = (weight.T if turned else weight)[:, kept[path].to(weight.device)]
-            found[path] = as_cut(new, plan, f"{path}.weight", turned)
-        return found
+        weights = {name: self.model.get_parameter(name).data for name in self._original}
+        return {name: cut_tensor(weight, plan.kept.get(name, {})).cpu() for name, weight in weights.items()}
 
     def _layer(self, path: str) -> Any:
         return base_layer(self.model.get_submodule(path))
-
-    def _weight(self, path: str) -> nn.Parameter:
-        weight: nn.Parameter = self._layer(path).weight
-        return weight

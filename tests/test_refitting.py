@@ -57,6 +57,16 @@ def plans(graph: Graph, groups: list[Group], seed: int, cuts: int) -> list[Pruni
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 100), cuts=st.integers(1, 3))
 def test_what_is_fitted_is_what_is_constructed(name: str, seed: int, cuts: int) -> None:
+    assert_constructed(name, seed, cuts)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_fused_experts_are_fitted_and_constructed_too(name: str) -> None:
+    fits = assert_constructed(name, 0, 2)
+    assert sum(weight.dim() == 3 for weight in fits.values()) == 2, "of each layer"
+
+
+def assert_constructed(name: str, seed: int, cuts: int) -> dict[str, Tensor]:
     model, graph, groups = setting(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     memories = [p.data_ptr() for p in model.parameters()]
@@ -70,14 +80,15 @@ def test_what_is_fitted_is_what_is_constructed(name: str, seed: int, cuts: int) 
     assert [p.data_ptr() for p in model.parameters()] == memories
     small = shearfx.construct(model, steps[-1], form="fx")
     with torch.no_grad():
-        for path, weight in fits.items():
-            assert small.get_parameter(f"{path}.weight").shape == weight.shape
-            small.get_parameter(f"{path}.weight").copy_(weight)
+        for name, weight in fits.items():
+            assert small.get_parameter(name).shape == weight.shape
+            small.get_parameter(name).copy_(weight)
     for ids, expected in zip(IDS, fitted, strict=True):
         with torch.no_grad(), double_precision():
             found = small(input_ids=ids)
         got = found.logits if hasattr(found, "logits") else found["logits"]
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    return fits
 
 
 def test_one_cut_is_the_compensation_of_a_cut() -> None:

@@ -162,14 +162,12 @@ class Raw(nn.Module):
 
     def read(self) -> Tensor:
         """What ``h`` is multiplied with, ``[6, outputs]``."""
-        return {
-            "matmul": self.down,
-            "einsum": self.heads.permute(1, 0, 2).flatten(1),
-            "turned and scaled": 2 * self.down,
-            "stretched": self.down,
-            "a matrix for each head": self.heads.permute(1, 0, 2).flatten(1),
-            "joined": torch.cat([self.down, self.heads[0]], 1),
-        }.get(self.way, self.linear.weight.T)
+        if self.way in ("einsum", "a matrix for each head"):
+            return self.heads.permute(1, 0, 2).flatten(1)
+        if self.way == "of a module":
+            return self.linear.weight.T
+        down = 2 * self.down if self.way == "turned and scaled" else self.down
+        return torch.cat([down, self.heads[0]], 1) if self.way == "joined" else down
 
 
 WAYS = ["matmul", "einsum", "turned and scaled", "stretched", "a matrix for each head", "joined", "of a module"]

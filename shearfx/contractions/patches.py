@@ -28,10 +28,15 @@ def _is_transposed(node: fx.Node) -> bool | None:
     return True if node.target in TRANSPOSED else False if node.target in PLAIN else None
 
 
+def is_convolution(node: fx.Node) -> bool:
+    """Whether a node is one, transposed or not."""
+    return _is_transposed(node) is not None
+
+
 def _kernel(product: Product) -> tuple[int, ...]:
     """Its sizes; none of what is no convolution."""
     shape = product.weight.meta["val"].shape
-    return () if _is_transposed(product.node) is None else tuple(int(size) for size in shape[2:])
+    return () if not is_convolution(product.node) else tuple(int(size) for size in shape[2:])
 
 
 def patch_size(product: Product) -> int:

@@ -15,6 +15,7 @@ from shearfx.architectures import named_tensors
 from shearfx.contractions.picks import picks
 from shearfx.contractions.products import Product, products
 from shearfx.errors import PlanError, TraceError, message
+from shearfx.gating.contracted import origin
 from shearfx.graph import Graph
 from shearfx.passes import ANALYSIS, run
 from shearfx.rules.registry import shape_of
@@ -124,6 +125,32 @@ class Replay:
         graph, own = self.of[product.key]
         with torch.no_grad():
             return self.weights(own, _Made(graph, live_tensors(self.model), own.weight).value(own.weight))
+
+    def parameter(self, product: Product, weights: Tensor) -> Tensor:
+        """What the parameter that a product's weight is moved from would be, were its weight another.
+
+        Args:
+            product: gone through, and its weight a parameter whose numbers are moved about, see :meth:`is_moved`.
+            weights: shaped as of :meth:`weight`.
+        """
+        parameter, laid = self._laid(product)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(laid, parameter, weights.to(laid))  # the transpose is the inverse
+        return found
+
+    def is_moved(self, product: Product) -> bool:
+        """Whether a product's weight has each number of a parameter once, and no other."""
+        parameter, laid = self._laid(product)
+        same = parameter.numel() == laid.numel()
+        return same and torch.equal(self.parameter(product, laid.detach()), parameter.detach())
+
+    def _laid(self, product: Product) -> tuple[Tensor, Tensor]:
+        graph, own = self.of[product.key]
+        tensors, name = live_tensors(self.model), graph.traced.tensors[origin(own.weight)].name
+        with torch.inference_mode(False), torch.enable_grad():
+            parameter = tensors[name].detach().requires_grad_()
+            made = _Made(graph, tensors | {name: parameter}, own.weight)
+            return parameter, self.weights(own, made.value(own.weight))
 
 
 def hooks_of(model: nn.Module) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -74,12 +74,13 @@ def origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def is_all(graph: Graph, one: Contracted) -> bool:
-    """Whether nothing else becomes of the parameter: its slices are no row of a table, say, that is looked up too."""
-    left = [node for node, tensor in graph.traced.tensors.items() if tensor.name == one.member.name]
+def is_all(graph: Graph, name: str, nodes: Collection[fx.Node]) -> bool:
+    """Whether nothing becomes of a parameter but what some operators make of it, moved about or not: it is no table,
+    say, whose rows are looked up too."""
+    left = [node for node, tensor in graph.traced.tensors.items() if tensor.name == name]
     while left:
         for user in left.pop().users:
-            if user in one.nodes:
+            if user in nodes:
                 continue
             if user.target not in MOVED:
                 return False

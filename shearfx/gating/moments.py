@@ -56,13 +56,14 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
 
 
-def parted(sites: Iterable[GateSite], memory: int | None) -> list[list[GateSite]]:
-    """Places in parts whose second moments take no more than so many bytes (but one at least); None for one part."""
-    return parted_by(sites, lambda site: site.size**2, memory)
-
-
 def parted_by(places: Iterable[Place], squares: Callable[[Place], int], memory: int | None) -> list[list[Place]]:
-    """The same of any places, from each to how many numbers its second moments are."""
+    """Places in parts whose second moments take no more than so many bytes (but one at least); None for one part.
+
+    Args:
+        places: of any kind.
+        squares: from each to how many numbers its second moments are.
+        memory: bytes.
+    """
     found: list[list[Place]] = []
     left = 0.0
     for place in places:

@@ -90,7 +90,7 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
     inputs_only = set()
     for group in groups:
         read = contracted(graph, group, is_fed) if group.certificate == "exact" else []
-        if not all(is_fed(one.member) or is_all(graph, one) for one in read):
+        if not all(is_fed(one.member) or is_all(graph, one.member.name, one.nodes) for one in read):
             read = []
         if read:
             inputs_only.add(group.name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shearfx.adapters import base_name
-from shearfx.compensation import RIDGE, as_cut
+from shearfx.compensation import RIDGE
 from shearfx.errors import PlanError, message
 from shearfx.gating.gates import Gates
 from shearfx.gating.moments import second_moments
@@ -124,13 +124,13 @@ class StandingIn:
         for path, one, name in self._named(own):
             base: Any = base_layer(self.sites[path].module)
             turned = isinstance(base, Conv1D)
-            change = as_cut(_stood_in(base, one), plan, name, turned)
+            change = _as_cut(_stood_in(base, one), plan, name, turned)
             target = own[name].data
             target.copy_(target.double() + change.to(target.device))
 
     @torch.no_grad()
     def fits(self, plan: PruningPlan) -> dict[str, Tensor]:
-        """By path of each layer: its weight after the cut, on the CPU, with what stands in for the missing inputs.
+        """By name: each weight after the cut, on the CPU, with what stands in for the missing inputs.
 
         Args:
             plan: of what is redundant between periods, adapters :meth:`folded`.
@@ -142,7 +142,7 @@ class StandingIn:
             weight = base.weight.detach()
             full = weight.T if turned else weight
             new = full[:, one.kept.to(full.device)].double() + _stood_in(base, one)
-            found[name.removesuffix(".weight")] = as_cut(new.to(weight.dtype), plan, name, turned)
+            found[name] = _as_cut(new.to(weight.dtype), plan, name, turned)
         return found
 
     def _named(self, own: Collection[str]) -> Iterator[tuple[str, StandIn, str]]:
@@ -168,3 +168,17 @@ def _stood_in(base: Any, one: StandIn) -> Tensor:
     weight = base.weight.detach()
     full = weight.T if isinstance(base, Conv1D) else weight
     return full[:, one.gone.to(full.device)].double() @ one.factor.to(full.device).double()  # type: ignore[no-any-return]
+
+
+def _as_cut(new: Tensor, plan: PruningPlan, name: str, turned: bool) -> Tensor:
+    """A layer's weight ``[out, kept]`` without the rows that a plan cuts, on the CPU, in the layer's own layout.
+
+    Args:
+        new: the weight.
+        plan: what stays of rows.
+        name: of the weight, in the plan.
+        turned: whether the layer keeps it as ``[in, out]``.
+    """
+    rows = plan.kept.get(name, {}).get(1 if turned else 0)
+    new = new if rows is None else new[rows.to(new.device)]
+    return (new.T if turned else new).cpu()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
+from shearfx.contractions.gathering import run_and_replay
 from shearfx.contractions.products import Product
-from shearfx.contractions.replaying import Call, Read, Replay, calls_of
-from shearfx.errors import PlanError, message
+from shearfx.contractions.replaying import Replay
 from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
 from shearfx.gradients import call, forward_each
@@ -48,7 +46,7 @@ class Reading(Saliency):
             routed.setdefault((product.key, instance), FeatureMoments.empty(rows.shape[1])).add(rows)
 
         keys = {product.key for product in readers.products}
-        go = run_and_replay(given, replay, keys, lambda: feature_moments(readers.sites, seen), read)
+        go = run_and_replay(given.loss or call, replay, keys, lambda: feature_moments(readers.sites, seen), read)
         forward_each(model, given.batches, go, self.name, given.progress)
         adapters = adapters_of(model)
         parts: dict[str, list[Tensor]] = {name: [] for name in readers.groups}
@@ -89,40 +87,6 @@ class Reading(Saliency):
     def together(self, scores: Tensor) -> Tensor:
         """The score of each structure from those at all layers that read it, ``[layers, size]``: their sum."""
         return scores.sum(0)
-
-
-def run_and_replay(
-    given: Evidence,
-    replay: Replay,
-    keys: Collection[str],
-    watching: Callable[[], AbstractContextManager[Any]],
-    read: Read,
-) -> Callable[[nn.Module, Any], Any]:
-    """What runs a model on a batch, watched, and then each of its calls on the graph.
-
-    Args:
-        given: holds what is called in the model's place, if anything is.
-        replay: of the model.
-        keys: of the products to look at; without any, there is no replay.
-        watching: for the while of the run, looks at modules.
-        read: looks at products.
-
-    Raises:
-        PlanError: when run, if the model was not called.
-    """
-
-    def go(model: nn.Module, batch: Any) -> Any:
-        kept: AbstractContextManager[list[Call]] = calls_of(model) if keys else nullcontext([])
-        with watching(), kept as calls:
-            result = (given.loss or call)(model, batch)
-        if keys and not calls:
-            what = "the data never calls the model, on whose graph activations are looked at"
-            raise PlanError(message(what, todo="call the model itself in loss(...), not parts of it"))
-        for one in calls:
-            replay(one, read, keys)
-        return result
-
-    return go
 
 
 def weight_rows(site: GateSite, adapters: Mapping[str, LowRank]) -> Iterator[Tensor]:

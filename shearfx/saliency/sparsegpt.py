@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from shearfx.contractions.gathering import Sums, run_and_replay, squares
 from shearfx.contractions.patches import patch_size, patch_weights, patches
 from shearfx.contractions.products import Product
 from shearfx.contractions.replaying import Replay
-from shearfx.gating.moments import add_squares, mirror, parted_by, second_moments
+from shearfx.gating.moments import parted_by
 from shearfx.gating.residuals import blocks, inverse, within
 from shearfx.gating.sites import GateSite
-from shearfx.gradients import forward_each
+from shearfx.gradients import call, forward_each
 from shearfx.low_rank import adapters_of
 from shearfx.saliency.base import Saliency, Scores, of_part, register
 from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.readers import find_readers
-from shearfx.saliency.reading import chunks, run_and_replay, weight_rows
+from shearfx.saliency.reading import chunks, weight_rows
 
 
 @register
@@ -63,14 +63,14 @@ class SparseGpt(Saliency):
         readers, model = find_readers(given, last=True), given.model
         replay = Replay(given.graph, model, tuple(readers.products), patches, patch_weights)
         places: list[GateSite | Product] = [*readers.sites, *readers.products]
-        parts = parted_by(places, _squares, self.memory)
+        parts = parted_by(places, squares, self.memory)
         batches, adapters = given.batches, adapters_of(model)
         batches = list(batches) if len(parts) > 1 else batches
         scores = {name: torch.zeros(g.size, dtype=torch.float64) for name, g in readers.groups.items()}
         for done, part in enumerate(parts):
             tell = given.progress and of_part(given.progress, done, len(parts))
-            sums = _Sums(part)
-            go = run_and_replay(given, replay, sums.products, sums.watching, sums.read)
+            sums = Sums(part)
+            go = run_and_replay(given.loss or call, replay, sums.products, sums.watching, sums.read)
             forward_each(model, batches, go, self.name, tell)
             for site in sums.sites:
                 if site.path in sums.inputs:  # no data may have come by an expert
@@ -87,38 +87,6 @@ class SparseGpt(Saliency):
                         here = where[0 if len(where) == 1 else number].repeat_interleave(patch_size(product))
                         _add(scores[group], precision, chunks(weight[number]), here)
         return scores
-
-
-class _Sums:
-    """Second moments of what is read in some places, as data comes by."""
-
-    def __init__(self, part: Sequence[GateSite | Product]) -> None:
-        self.sites = [one for one in part if isinstance(one, GateSite)]
-        self.products = {one.key: one for one in part if isinstance(one, Product)}
-        self.inputs: dict[str, Tensor] = {}
-        """By path of the module."""
-        self._read: dict[str, dict[int, Tensor]] = {}
-
-    def watching(self) -> AbstractContextManager[Any]:
-        """For the while, hooks look at modules."""
-        return second_moments(self.sites, self.inputs)
-
-    def read(self, product: Product, instance: int, rows: Tensor) -> None:
-        """Take in what an instance of a product reads."""
-        add_squares(self._read.setdefault(product.key, {}), instance, rows)
-
-    def taken(self) -> Iterator[tuple[Product, dict[int, Tensor]]]:
-        """The second moments of each product that has run, by instance, one product after the other and gone then."""
-        for key in list(self._read):
-            found = self._read.pop(key)
-            for moments in found.values():
-                mirror(moments)
-            yield self.products[key], found
-
-
-def _squares(one: GateSite | Product) -> int:
-    """How many numbers the second moments of what is read somewhere are."""
-    return one.size**2 if isinstance(one, GateSite) else one.count * (one.features * patch_size(one)) ** 2
 
 
 def _add(scores: Tensor, precision: Tensor, rows: Iterator[Tensor], where: Tensor) -> None:
