@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 PRODUCTS = {
+    # in inference mode the first three come as they are, elsewhere as what they are made of
+    aten.linear.default, aten.matmul.default, aten.scaled_dot_product_attention.default,
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,

@@ -12,8 +12,10 @@ from torch import nn
 
 from shearfx.adapted_parameters import adapted_parameters, experts_of
 from shearfx.adapters import base_name
+from shearfx.config import ShearConfig
 from shearfx.errors import PlanError
 from shearfx.low_rank import adapters_of
+from shearfx.pipeline.adapting import adapting
 from shearfx.training.merging import merge_into
 from tests import zoo
 
@@ -51,3 +53,12 @@ def test_what_takes_adapters_of_layers_only_refuses_them() -> None:
     wrapped = learnt(zoo.get("mixtral").build().module)
     with pytest.raises(PlanError, match="adapts a bare parameter"):
         adapters_of(wrapped)
+
+
+def test_a_router_that_gives_more_than_what_comes_out_is_left_alone() -> None:
+    model = zoo.get("phimoe").build()
+    with adapting(ShearConfig(pretrain=("a.txt",), rank=2), model.module) as wrapped:
+        assert wrapped(*model.args, **model.kwargs).logits.isfinite().all()
+        adapted = {name for name, _ in wrapped.named_parameters() if "lora_A" in name}
+    assert any("experts" in name for name in adapted)
+    assert not any("router" in name for name in adapted)

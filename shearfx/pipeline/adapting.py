@@ -71,9 +71,9 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
     # PEFT adapts the experts of some architectures by itself; with dropout of none
     experts = sorted({".".join(name.split(".")[-2:]) for name in experts_of(model)})
     bare = experts if everywhere and config.dropout == 0 and config.prune_share == 0 else []
-    empty = [path for path, module in model.named_modules() if _weightless(module)]  # there is nothing to learn
+    left_out = [path for path, module in model.named_modules() if _weightless(module) or _gives_more(module)]
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                          target_modules=targets, exclude_modules=empty or None, target_parameters=bare or None,
+                          target_modules=targets, exclude_modules=left_out or None, target_parameters=bare or None,
                           task_type="CAUSAL_LM")  # fmt: skip
     torch.manual_seed(config.seed)
     try:
@@ -91,8 +91,20 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
 
 
 def _weightless(module: nn.Module) -> bool:
+    """Whether there is nothing to learn."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and not weight.numel()
+
+
+@torch.no_grad()
+def _gives_more(module: nn.Module) -> bool:
+    """Whether a class of linear layers gives more than what comes out, as some routers do: PEFT adapts only that."""
+    if type(module) is nn.Linear or not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+        return False
+    try:
+        return not isinstance(module(module.weight.new_zeros(1, 1, module.in_features)), Tensor)
+    except Exception:  # of a class of anyone's: it takes something else
+        return True
 
 
 @contextlib.contextmanager

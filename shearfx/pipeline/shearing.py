@@ -36,7 +36,7 @@ from shearfx.selection import Tied
 from shearfx.training.losses import Teacher
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sheared:
     """What a run gave."""
 
@@ -49,6 +49,10 @@ class Sheared:
     ``recover``."""
     path: Path
     """The run's folder; the model lies in ``model``, an adapter that was not merged in ``adapter``."""
+
+    def __repr__(self) -> str:
+        before, after = (self.record.get(stage, {}).get("parameters") for stage in ("dense", "recover"))
+        return f"Sheared({before} -> {after} parameters, {self.path})"
 
 
 class Shearing:

@@ -16,6 +16,7 @@ from shearfx.fewer_layers import is_full
 from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline.given import check_plain
+from shearfx.pipeline.kinds import kinds_in
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.tellers import Teller
@@ -52,7 +53,9 @@ def _knowledge(
 ) -> KnowledgeDistribution:
     with teller.step("tracing and analysing"):
         graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
-    tied, _ = select(graph, None, Selection((), (), config.exclude, config.kinds, (), config.scope, "fx"))
+    tied, _ = select(
+        graph, None, Selection((), (), config.exclude, kinds_in(graph, config, teller), (), config.scope, "fx")
+    )
     work = study.hold(loaded.module).work
     with teller.step("measuring what each node group knows (Algorithm 3)") as progress:
         return knowledge_distribution(

@@ -24,6 +24,7 @@ from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
 from shearfx.optim.choosing import Chooser
 from shearfx.pipeline.held import weight_bytes
+from shearfx.pipeline.kinds import kinds_in
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
@@ -107,7 +108,9 @@ class Subject:
             config, graph = self.config, self.graph
             doing = "finding out what the model's own class can express"
             with self.teller.step(doing), memory_guard(doing, self.config):
-                wanted = Selection((), (), self._exclude, config.kinds, (), config.scope, "module")
+                wanted = Selection(
+                    (), (), self._exclude, kinds_in(graph, config, self.teller), (), config.scope, "module"
+                )
                 self._tied, self.refused = select(graph, self.held.original, wanted)
             if not self._tied:
                 reasons = "; ".join(self.refused) or "the graph has no groups"
