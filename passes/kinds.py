@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from shearfx.adapters import base_name
+from collections.abc import Iterable
+
+from torch import fx
+
 from shearfx.dims import Atom
 from shearfx.graph import Graph
 
@@ -19,31 +22,27 @@ def kinds(graph: Graph) -> dict[Atom, str]:
         for role, dim in record.roles:
             for atom in graph.solver.atoms(dim):
                 roles.setdefault(atom, set()).add(role)
-        for exit_ in record.exits:
-            if exit_.certificate == "compensated":  # a root mean square that was composed of others
-                for atom in graph.solver.atoms(exit_.dim):
-                    roles.setdefault(atom, set()).add("normalised")
     shared = {atom for atom, found in roles.items() if {"heads", "repeated"} <= found}
-    for atom, makers in _makers(graph, shared).items():
-        if len(makers) > 1:  # only a part of the key is shared
+    for atom, count in _projected(graph, shared).items():
+        if count > 1:  # only a part of the key is shared: keys or values have heads of their own
             roles[atom].remove("repeated")
     return {atom: _kind(found) for atom, found in roles.items()}
 
 
-def _makers(graph: Graph, atoms: set[Atom]) -> dict[Atom, set[str]]:
-    """For each atom: the modules whose parameters bring it in, rather than sum over it; adapters count with theirs."""
-    summed: set[tuple[Atom, str]] = set()
+def _projected(graph: Graph, atoms: set[Atom]) -> dict[Atom, int]:
+    """For each atom: how many products with a parameter bring it into what follows the data."""
+    found = dict.fromkeys(atoms, 0)
     for record in graph.records.values() if atoms else ():
-        tensors = [t.name for one in record.operands if (t := graph.traced.tensors.get(one)) is not None]
-        for exit_ in record.exits:
-            summed |= {(atom, name) for atom in graph.solver.atoms(exit_.dim) if atom in atoms for name in tensors}
-    found: dict[Atom, set[str]] = {atom: set() for atom in atoms}
-    for name, dims in graph.tensor_dims.items() if atoms else ():
-        base = base_name(name)
-        for atom in {atom for dim in dims for atom in graph.solver.atoms(dim)} & atoms:
-            if base is not None and (atom, name) not in summed:
-                found[atom].add(base.rpartition(".")[0])
+        if record.data and len(record.operands) > 1 and record.exits and isinstance(record.dims, tuple):
+            came = _atoms(graph, [one for one in record.operands if graph.records[one].data])
+            for atom in {atom for dim in record.dims for atom in graph.solver.atoms(dim)} & atoms - came:
+                found[atom] += 1
     return found
+
+
+def _atoms(graph: Graph, nodes: Iterable[fx.Node]) -> set[Atom]:
+    dims = [graph.records[node].dims for node in nodes]
+    return {atom for one in dims if isinstance(one, tuple) for dim in one for atom in graph.solver.atoms(dim)}
 
 
 def _kind(roles: set[str]) -> str:

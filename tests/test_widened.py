@@ -20,7 +20,7 @@ class Native(TorchDispatchMode):
     """Notes products of bfloat16 tensors that come by."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
