@@ -19,7 +19,7 @@ from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.running_time import RunningTime, unit_name
 from shearfx.saliency import Progress, Saliency
-from shearfx.selection import Selection, Tied, select
+from shearfx.selection import Selection, Tied, seen, select
 from shearfx.settling import settle_most
 from shearfx.spending import Spender
 from shearfx.units import FLOOR, Floor, checked, empty, units_of
@@ -105,6 +105,7 @@ def plan(
                        tuple(_texts(exclude_kinds)), scope, form, tuple(_texts(unprunable)))  # fmt: skip
     names = dict.fromkeys(_texts(emptied))
     tied, refused = select(graph, model, wanted)
+    tied = seen(tied, refused, chosen, graph, model, wanted.kinds)
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
     scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)

@@ -13,9 +13,12 @@ from torch import nn
 from shearfx.bundles import Bundle, bundles
 from shearfx.errors import PlanError, message
 from shearfx.graph import CERTIFICATES, Graph, Group
+from shearfx.saliency.base import Saliency
 
 OPTIONAL_KINDS = ("hidden", "head_dim")
 """Kinds that plans cut only when asked to: one cut goes through all layers at once."""
+UNSEEN = "{} does not tell what it is worth (saliency=)"
+"""Why a group stays whole that a saliency does not see."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,37 @@ def select(graph: Graph, model: nn.Module | None, wanted: Selection) -> tuple[li
         configured = wanted.form == "module" and hasattr(model, "config")
         admitted = alike(admitted, place_counts=not configured)
     return admitted, refused
+
+
+def seen(
+    tied: Sequence[Tied],
+    refused: dict[str, list[Group]],
+    saliency: Saliency,
+    graph: Graph,
+    model: nn.Module | None,
+    kinds: Sequence[str] | None,
+) -> list[Tied]:
+    """Without the groups that a saliency does not see, which stay whole; with those of a kind that was asked for and
+    of which it sees none, and with all where it sees none at all: these it refuses itself.
+
+    Args:
+        tied, refused: of :func:`select`; what is left out is added to ``refused``.
+        saliency: which structures go by.
+        graph, model: as of :func:`select`.
+        kinds: which were asked for; None for the default.
+    """
+    groups = list({g.name: g for one in tied for g in one.groups}.values())
+    blind = {} if model is None else {g.name: g for g in saliency.unseen(graph, model, groups)}
+    known = {g.kind for g in groups if g.name not in blind}
+    gone = {name for name, group in blind.items() if group.kind in known or group.kind not in (kinds or ())}
+    left = [one for one in tied if not any(g.name in gone for g in one.groups)]
+    if not left:
+        return list(tied)
+    staying = {g.name for one in left for g in one.groups}
+    whole = [g for g in groups if g.name not in staying]
+    if whole:
+        refused.setdefault(UNSEEN.format(saliency.name), []).extend(whole)
+    return left
 
 
 def _check(graph: Graph, wanted: Selection) -> None:

@@ -14,6 +14,7 @@ from shearfx.errors import SoundnessError
 from shearfx.graph import Graph, show
 from shearfx.passes import ANALYSIS, Pass, run
 from shearfx.tracing import trace_call
+from tests import zoo
 
 
 class Attention(nn.Module):
@@ -119,3 +120,13 @@ def test_every_pass_is_reported_when_done() -> None:
     seen: list[str] = []
     shearfx.trace(Attention(), torch.randn(2, 7, 10), after=lambda name, _: seen.append(name))
     assert seen == [step.name for step in ANALYSIS]
+
+
+def test_heads_that_share_a_part_of_their_key_are_heads() -> None:
+    """Multi-head latent attention: what turns with positions is shared, the rest of the key and the value are not."""
+    kinds = {}
+    for name in ("deepseek_v3", "llama"):
+        built = zoo.get(name).build()
+        kinds[name] = {group.kind for group in shearfx.trace(built.module, *built.args, **built.kwargs).groups}
+    assert "heads" in kinds["deepseek_v3"] and "query_group" not in kinds["deepseek_v3"]
+    assert {"heads", "query_group"} <= kinds["llama"]

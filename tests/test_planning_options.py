@@ -269,3 +269,15 @@ def test_what_the_class_cannot_hold_is_refused_with_its_reason() -> None:
     """A value dim of its own: attention reshapes to heads times head_dim, so alone it cannot be cut."""
     with pytest.raises(PlanError, match=r"cannot express|tied to groups"):
         planned("llama", form="module", kinds=("value_dim",))
+
+
+def test_what_a_saliency_does_not_see_stays_whole_unless_its_kind_was_asked_for() -> None:
+    """Latents of DeepSeek's attention are normalised: nothing tells what they are worth by a gate."""
+    built = zoo.get("deepseek_v3").build()
+    graph = shearfx.trace(built.module, *built.args, **built.kwargs)
+    ids = [{"input_ids": torch.arange(14).reshape(2, 7)}]
+    found = shearfx.plan(graph, 0.1, "fisher", built.module, kinds=("ffn", "heads"), data=ids)
+    assert {cut.kind for cut in found.cuts} <= {"ffn", "heads"}
+    assert not any("layernorm" in cut.name for cut in found.cuts)
+    with pytest.raises(PlanError, match="'fisher' does not see 1 groups of kind hidden"):
+        shearfx.plan(graph, 0.1, "fisher", built.module, kinds=("ffn", "hidden"), data=ids)

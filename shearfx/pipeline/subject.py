@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from shearfx.analysis import trace
 from shearfx.architectures import config_of
 from shearfx.budget import budget_of
+from shearfx.config import ShearConfig
 from shearfx.construction import remember
 from shearfx.depth import Layer, find_layers
 from shearfx.errors import PlanError, message
@@ -29,7 +30,8 @@ from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
 from shearfx.running_time import FEMTOSECONDS, Currency, RunningTime, amount_text
-from shearfx.selection import Selection, Tied, select
+from shearfx.saliency import find
+from shearfx.selection import UNSEEN, Selection, Tied, seen, select
 from shearfx.timing import measure_time
 
 Known = tuple[Graph, list[Tied]]
@@ -111,7 +113,14 @@ class Subject:
                 wanted = Selection(
                     (), (), self._exclude, kinds_in(graph, config, self.teller), (), config.scope, "module"
                 )
-                self._tied, self.refused = select(graph, self.held.original, wanted)
+                tied, self.refused = select(graph, self.held.original, wanted)
+                proxy = find(config.saliency)
+                asked = None if config.kinds == ShearConfig.kinds else config.kinds
+                self._tied = seen(tied, self.refused, proxy, graph, self.held.original, asked)
+            reason = UNSEEN.format(proxy.name)
+            if reason in self.refused:
+                names = [group.name for group in self.refused[reason]]
+                self.teller.note(f"stays whole: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; {reason}")
             if not self._tied:
                 reasons = "; ".join(self.refused) or "the graph has no groups"
                 raise PlanError(message("nothing can be cut", where=reasons, todo='see graph.pins, or form="fx"'))

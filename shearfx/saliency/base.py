@@ -55,6 +55,10 @@ class Saliency(ABC):
             PlanError: weights, data or a loss are needed and not there.
         """
 
+    def unseen(self, graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+        """Those of some groups that it cannot score, whatever the data: :meth:`scores` refuses them."""
+        return []
+
     def score(
         self,
         graph: Graph,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from shearfx.gating.collector import Collector
 from shearfx.gating.gates import Gates
 from shearfx.gating.sites import GatedWeight
 from shearfx.gradients import Loss, backward_each, batch_loss, gradients
+from shearfx.graph import Graph, Group
 from shearfx.saliency.base import Saliency, Scores, refuse_unseen, register
 from shearfx.saliency.evidence import Evidence
 from shearfx.slices import product_along
@@ -63,6 +64,10 @@ class Fisher(Saliency):
     name: ClassVar[str] = "fisher"
     unit = "loss"
 
+    def unseen(self, graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+        """Those that something else than a parameter reads."""
+        return unseen_by(Gates(graph, model, groups))
+
     def scores(self, given: Evidence) -> Scores:
         """Run the batches; the model is left as it was.
 
@@ -104,5 +109,9 @@ def check_seen(gates: Gates, what: str, weights: bool = True) -> None:
         what: the saliency.
         weights: whether it may be gated there in a weight, of which no module's input tells the derivative.
     """
-    unseen = [g for name, g in gates.groups.items() if name not in gates.places.inputs_only]
-    refuse_unseen([*unseen, *(gates.groups[w.group] for w in gates.places.weights if not weights)], what)
+    refuse_unseen([*unseen_by(gates), *(gates.groups[w.group] for w in gates.places.weights if not weights)], what)
+
+
+def unseen_by(gates: Gates) -> list[Group]:
+    """Groups that are not gated where they are read."""
+    return [group for name, group in gates.groups.items() if name not in gates.places.inputs_only]

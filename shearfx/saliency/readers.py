@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -66,6 +66,12 @@ def find_readers(given: Evidence, last: bool = False) -> Readers:
     )
     _check_weights(readers, graph, model, live, given.saliency)
     return readers
+
+
+def unread(graph: Graph, groups: Sequence[Group]) -> list[Group]:
+    """Those of some groups that no weight reads."""
+    seen = {name for where in _found(graph, groups).values() for name in where}
+    return [group for group in groups if group.name not in seen]
 
 
 def _found(graph: Graph, groups: Iterable[Group]) -> dict[Product, dict[str, Tensor]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
@@ -16,15 +16,20 @@ from shearfx.contractions.replaying import Replay
 from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
 from shearfx.gradients import call, forward_each
+from shearfx.graph import Graph, Group
 from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
 from shearfx.saliency.base import Saliency, Scores
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.readers import find_readers
+from shearfx.saliency.readers import find_readers, unread
 
 
 class Reading(Saliency):
     """A saliency made of a number for each feature of each weight that reads a group: a linear layer's or a
     convolution's inputs, each expert's, or what any other product with parameters sums over."""
+
+    def unseen(self, graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+        """Those that no weight reads."""
+        return unread(graph, groups)
 
     def scores(self, given: Evidence) -> Scores:
         """One forward pass per batch, and one on the graph where groups are read by more than modules; keeps two

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shearfx.contractions.gathering import Sums, run_and_replay, squares
 from shearfx.contractions.patches import patch_size, patch_weights, patches
@@ -16,10 +16,11 @@ from shearfx.gating.moments import parted_by
 from shearfx.gating.residuals import blocks, inverse, within
 from shearfx.gating.sites import GateSite
 from shearfx.gradients import call, forward_each
+from shearfx.graph import Graph, Group
 from shearfx.low_rank import adapters_of
 from shearfx.saliency.base import Saliency, Scores, of_part, register
 from shearfx.saliency.evidence import Evidence
-from shearfx.saliency.readers import find_readers
+from shearfx.saliency.readers import find_readers, unread
 from shearfx.saliency.reading import chunks, weight_rows
 
 
@@ -48,6 +49,10 @@ class SparseGpt(Saliency):
 
     def __init__(self, ridge: float = 1e-2, memory: int | None = 4 * 2**30) -> None:
         self.ridge, self.memory = ridge, memory
+
+    def unseen(self, graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+        """Those that no weight reads."""
+        return unread(graph, groups)
 
     def scores(self, given: Evidence) -> Scores:
         """Forward passes over the batches, for one part of what reads after the other, each of them followed by one on

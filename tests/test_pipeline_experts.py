@@ -1,0 +1,73 @@
+"""Runs on mixtures of experts, by the defaults: scored, cut, fitted and recovered where no layer is a module's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+import shearfx
+from shearfx.config import ShearConfig
+from shearfx.pipeline.kinds import kinds_in
+from tests import zoo
+from tests.tiny_runs import Telling, options, write_text
+from tests.tiny_tokenizers import byte_tokenizer
+
+
+def tiny_mixtral() -> MixtralForCausalLM:
+    torch.manual_seed(3)
+    config = MixtralConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, num_local_experts=4,
+        num_experts_per_tok=2,
+    )  # fmt: skip
+    model: MixtralForCausalLM = MixtralForCausalLM(config).eval()
+    return model
+
+
+def shear(model: Any, folder: Path, **more: Any) -> Any:
+    asked = options(write_text(folder / "text.txt"), kinds=("ffn", "heads"), ratio=0.2, **more)
+    return shearfx.shear(model, out=folder / "run", tokenizer=byte_tokenizer(), **asked)
+
+
+def test_experts_are_cut_fitted_and_recovered(tmp_path: Path) -> None:
+    model = tiny_mixtral()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sheared = shear(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {cut.kind for cut in sheared.plan.cuts} >= {"ffn"}
+    plain = shearfx.construct(model, sheared.plan)
+    now, cut = sheared.model.state_dict(), plain.state_dict()
+    for name in ("mlp.experts.down_proj", "mlp.experts.gate_up_proj", "mlp.gate.weight"):  # fitted, and learnt
+        assert not torch.equal(now[f"model.layers.0.{name}"], cut[f"model.layers.0.{name}"])
+    assert sheared.record["recover"]["losses"]["text"] < sheared.record["cut"]["losses"]["text"]
+    again = shearfx.load(sheared.path / "model")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, sheared.model(ids).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "phimoe", "deepseek_v2",
+                                  "deepseek_v2_lite", "deepseek_v3"])  # fmt: skip
+def test_every_mixture_of_the_zoo_is_sheared_by_the_defaults(name: str, tmp_path: Path) -> None:
+    config: Any = zoo.get(name).build().module.config
+    config.vocab_size = 264
+    torch.manual_seed(0)
+    sheared = shear(AutoModelForCausalLM.from_config(config).eval(), tmp_path)
+    assert 0.15 < sheared.plan.achieved < 0.25
+    assert shearfx.load(sheared.path / "model") is not None
+
+
+def test_kinds_that_a_model_lacks_are_said_and_left_out_by_default() -> None:
+    model = zoo.get("mamba").build()
+    graph = shearfx.trace(model.module, *model.args, **model.kwargs)
+    assert "heads" not in {group.kind for group in graph.groups}
+    teller = Telling()
+    assert kinds_in(graph, ShearConfig(pretrain=("a.txt",)), teller) == ("ffn",)
+    assert "no groups of kind heads" in teller.told[0]
+    asked = ("heads", "value_dim")
+    assert kinds_in(graph, ShearConfig(pretrain=("a.txt",), kinds=asked), teller) == asked, "which is then refused"
