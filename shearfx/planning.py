@@ -19,7 +19,7 @@ from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.running_time import RunningTime, unit_name
 from shearfx.saliency import Progress, Saliency
-from shearfx.selection import Selection, Tied, seen, select
+from shearfx.selection import UNSEEN, Selection, Tied, seen, select, tell_whole
 from shearfx.settling import settle_most
 from shearfx.spending import Spender
 from shearfx.units import FLOOR, Floor, checked, empty, units_of
@@ -106,6 +106,8 @@ def plan(
     names = dict.fromkeys(_texts(emptied))
     tied, refused = select(graph, model, wanted)
     tied = seen(tied, refused, chosen, graph, model, wanted.kinds)
+    unseen = {why: [g.name for g in of] for why, of in refused.items() if why == UNSEEN.format(chosen.name)}
+    tell_whole(unseen, stacklevel=3)
     _check_floor(graph, floor)
     groups = list({g.name: g for t in tied for g in t.groups}.values())
     scores = chosen.score(graph, model, groups=groups, data=data, loss=loss, seed=seed, progress=progress)
@@ -118,7 +120,7 @@ def plan(
         "exclude_kinds": list(wanted.exclude_kinds),
         "floor": dict(floor) if isinstance(floor, Mapping) else floor, "most": most, "seed": seed,
         "emptied": list(names),
-    }  # fmt: skip
+    } | ({"left_whole": unseen} if unseen else {})  # fmt: skip
 
     def spent_on(tied: Sequence[Tied]) -> PruningPlan:
         budget = budget_of(graph, unit, groups)

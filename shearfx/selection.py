@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,18 @@ def seen(
     if whole:
         refused.setdefault(UNSEEN.format(saliency.name), []).extend(whole)
     return left
+
+
+def tell_whole(left_whole: Mapping[str, Sequence[str]], stacklevel: int) -> None:
+    """Warn of groups that stay whole, by reason, in the name of whoever asked for a plan.
+
+    Args:
+        left_whole: names of groups by reason.
+        stacklevel: as of :func:`warnings.warn`.
+    """
+    for reason, names in left_whole.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(f"left whole: {', '.join(names[:3])}{more}: {reason}", stacklevel=stacklevel)
 
 
 def _check(graph: Graph, wanted: Selection) -> None:

@@ -7,7 +7,6 @@ the rest.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +15,7 @@ from torch import nn
 from shearfx.attributes import Solution, settle, settled, solve
 from shearfx.graph import Graph, Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
-from shearfx.selection import Tied, alike
+from shearfx.selection import Tied, alike, tell_whole
 
 __all__ = ["settle_most"]
 
@@ -57,10 +56,8 @@ def settle_most(
             refused.setdefault(reason, []).extend(one.groups)
             left_whole.setdefault(reason, []).extend(g.name for g in one.groups)
     if left_whole:
-        plan = replace(plan, options={**plan.options, "left_whole": left_whole})
-        for reason, names in left_whole.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            warnings.warn(f"left whole: {', '.join(names[:3])}{more}: {reason}", stacklevel=3)
+        plan = replace(plan, options={**plan.options, "left_whole": plan.options.get("left_whole", {}) | left_whole})
+        tell_whole(left_whole, stacklevel=4)
     return settled(plan, solution)
 
 

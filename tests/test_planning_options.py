@@ -276,8 +276,11 @@ def test_what_a_saliency_does_not_see_stays_whole_unless_its_kind_was_asked_for(
     built = zoo.get("deepseek_v3").build()
     graph = shearfx.trace(built.module, *built.args, **built.kwargs)
     ids = [{"input_ids": torch.arange(14).reshape(2, 7)}]
-    found = shearfx.plan(graph, 0.1, "fisher", built.module, kinds=("ffn", "heads"), data=ids)
+    with pytest.warns(UserWarning, match="left whole: .*_layernorm.* fisher does not tell what it is worth"):
+        found = shearfx.plan(graph, 0.1, "fisher", built.module, kinds=("ffn", "heads"), data=ids)
+    assert len(found.options["left_whole"]) == 1
     assert {cut.kind for cut in found.cuts} <= {"ffn", "heads"}
     assert not any("layernorm" in cut.name for cut in found.cuts)
-    with pytest.raises(PlanError, match="'fisher' does not see 1 groups of kind hidden"):
+    hidden = pytest.raises(PlanError, match="'fisher' does not see 1 groups of kind hidden")
+    with pytest.warns(UserWarning, match="left whole"), hidden:
         shearfx.plan(graph, 0.1, "fisher", built.module, kinds=("ffn", "hidden"), data=ids)

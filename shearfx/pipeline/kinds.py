@@ -7,6 +7,11 @@ from shearfx.graph import Graph
 from shearfx.pipeline.tellers import Teller
 
 
+def asked(config: ShearConfig) -> tuple[str, ...] | None:
+    """What a configuration asks for; None where it says what is the default."""
+    return None if config.kinds == ShearConfig.kinds else config.kinds
+
+
 def kinds_in(graph: Graph, config: ShearConfig, teller: Teller) -> tuple[str, ...]:
     """Those that are asked for. By default, those of the default kinds that the model has: not every model has heads.
 
@@ -15,7 +20,7 @@ def kinds_in(graph: Graph, config: ShearConfig, teller: Teller) -> tuple[str, ..
         config: of the run.
         teller: told which are not there.
     """
-    if config.kinds != ShearConfig.kinds:
+    if asked(config) is not None:
         return config.kinds
     there = {group.kind for group in graph.groups}
     found, missing = ([kind for kind in config.kinds if (kind in there) is have] for have in (True, False))

@@ -16,14 +16,15 @@ from shearfx.fewer_layers import is_full
 from shearfx.knowledge import KnowledgeDistribution, knowledge_distribution
 from shearfx.models import LoadedModel, load_model
 from shearfx.pipeline.given import check_plain
-from shearfx.pipeline.kinds import kinds_in
+from shearfx.pipeline.kinds import asked, kinds_in
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.pipeline.tellers import Teller
 from shearfx.plain_config import config_before
 from shearfx.pruning_plan import PruningPlan
 from shearfx.run_directory import PLAN, RunDirectory
-from shearfx.selection import Selection, select
+from shearfx.saliency import find
+from shearfx.selection import Selection, seen, select
 
 
 def measure_knowledge(
@@ -53,9 +54,9 @@ def _knowledge(
 ) -> KnowledgeDistribution:
     with teller.step("tracing and analysing"):
         graph = trace(loaded.module, *loaded.args, **loaded.kwargs)
-    tied, _ = select(
-        graph, None, Selection((), (), config.exclude, kinds_in(graph, config, teller), (), config.scope, "fx")
-    )
+    kinds = kinds_in(graph, config, teller)
+    tied, refused = select(graph, None, Selection((), (), config.exclude, kinds, (), config.scope, "fx"))
+    tied = seen(tied, refused, find("fisher"), graph, loaded.module, asked(config))
     work = study.hold(loaded.module).work
     with teller.step("measuring what each node group knows (Algorithm 3)") as progress:
         return knowledge_distribution(

@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig
 from shearfx.analysis import trace
 from shearfx.architectures import config_of
 from shearfx.budget import budget_of
-from shearfx.config import ShearConfig
 from shearfx.construction import remember
 from shearfx.depth import Layer, find_layers
 from shearfx.errors import PlanError, message
@@ -25,7 +24,7 @@ from shearfx.knowledge import check_possible
 from shearfx.models import LoadedModel
 from shearfx.optim.choosing import Chooser
 from shearfx.pipeline.held import weight_bytes
-from shearfx.pipeline.kinds import kinds_in
+from shearfx.pipeline.kinds import asked, kinds_in
 from shearfx.pipeline.out_of_memory import memory_guard
 from shearfx.pipeline.study import Study
 from shearfx.run_directory import RunDirectory
@@ -115,8 +114,7 @@ class Subject:
                 )
                 tied, self.refused = select(graph, self.held.original, wanted)
                 proxy = find(config.saliency)
-                asked = None if config.kinds == ShearConfig.kinds else config.kinds
-                self._tied = seen(tied, self.refused, proxy, graph, self.held.original, asked)
+                self._tied = seen(tied, self.refused, proxy, graph, self.held.original, asked(config))
             reason = UNSEEN.format(proxy.name)
             if reason in self.refused:
                 names = [group.name for group in self.refused[reason]]
