@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+import torch
 from torch import fx
 
 from shearfx.dims import Atom
 from shearfx.graph import Graph
+
+ATTENTION = {torch.ops.aten.scaled_dot_product_attention.default}
 
 
 def kinds(graph: Graph) -> dict[Atom, str]:
@@ -23,26 +24,32 @@ def kinds(graph: Graph) -> dict[Atom, str]:
             for atom in graph.solver.atoms(dim):
                 roles.setdefault(atom, set()).add(role)
     shared = {atom for atom, found in roles.items() if {"heads", "repeated"} <= found}
-    for atom, count in _projected(graph, shared).items():
-        if count > 1:  # only a part of the key is shared: keys or values have heads of their own
-            roles[atom].remove("repeated")
+    for node in graph.records if shared else ():
+        if node.target in ATTENTION:
+            for operand in (one for one in node.args[1:3] if isinstance(one, fx.Node)):  # key and value
+                for atom in shared & _atoms(graph, operand):
+                    if _is_projected(graph, operand, atom):  # only a part of the key is shared
+                        roles[atom].discard("repeated")
     return {atom: _kind(found) for atom, found in roles.items()}
 
 
-def _projected(graph: Graph, atoms: set[Atom]) -> dict[Atom, int]:
-    """For each atom: how many products with a parameter bring it into what follows the data."""
-    found = dict.fromkeys(atoms, 0)
-    for record in graph.records.values() if atoms else ():
-        if record.data and len(record.operands) > 1 and record.exits and isinstance(record.dims, tuple):
-            came = _atoms(graph, [one for one in record.operands if graph.records[one].data])
-            for atom in {atom for dim in record.dims for atom in graph.solver.atoms(dim)} & atoms - came:
-                found[atom] += 1
-    return found
+def _is_projected(graph: Graph, node: fx.Node, atom: Atom) -> bool:
+    """Whether some product with a weight brings an atom into an activation, rather than repeating it."""
+    seen, left = {node}, [node]
+    while left:
+        one = left.pop()
+        sources = {source for source in one.all_input_nodes if atom in _atoms(graph, source)}
+        data = {source for source in sources if graph.records[source].data}
+        if not data and sources and graph.records[one].exits:
+            return True
+        left += data - seen
+        seen |= data
+    return False
 
 
-def _atoms(graph: Graph, nodes: Iterable[fx.Node]) -> set[Atom]:
-    dims = [graph.records[node].dims for node in nodes]
-    return {atom for one in dims if isinstance(one, tuple) for dim in one for atom in graph.solver.atoms(dim)}
+def _atoms(graph: Graph, node: fx.Node) -> set[Atom]:
+    dims = graph.records[node].dims
+    return {atom for dim in dims for atom in graph.solver.atoms(dim)} if isinstance(dims, tuple) else set()
 
 
 def _kind(roles: set[str]) -> str:

@@ -10,7 +10,8 @@ Source: the reconstruction of SparseGPT (arXiv 2301.00774), equation 2, and of c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shearfx.adapters import base_name
 from shearfx.contractions.gathering import Sums, run_and_replay, squares
 from shearfx.contractions.products import Product
 from shearfx.contractions.rearranged import rearranged
@@ -184,7 +186,11 @@ def fitted(
         PlanError: no layer can be fitted.
     """
     fits = solved(graph, model, plan, batches, run, ridge=ridge, memory=memory)
-    return {name: cut_tensor(new, plan.kept.get(name, {})).cpu() for name, new in fits}
+    found = {}
+    for name, new in fits:
+        planned = name if name in plan.shapes else base_name(name) or name
+        found[planned] = cut_tensor(new, plan.kept.get(planned, {})).cpu()
+    return found
 
 
 def solved(
@@ -211,7 +217,9 @@ def solved(
             message("no linear layer, and no such parameter, reads what the plan cuts", where="compensation", todo=todo)
         )
     replay = Replay(graph, model, tuple(others))
-    sites = [site for site in layers.sites if len(layers.kept[site.path])]  # else there is nothing to fit
+    readers = Counter(id(_weight(site)[1]) for site in layers.sites)
+    sites = [site for site in layers.sites  # where there is something to fit, for one reader alone
+             if len(layers.kept[site.path]) and readers[id(_weight(site)[1])] == 1]  # fmt: skip
     reading: list[GateSite | Product] = [*sites, *others]
     parts = parted_by(reading, squares, memory)
     batches = list(batches) if len(parts) > 1 else batches
@@ -224,14 +232,17 @@ def solved(
         for site in sums.sites:
             if site.path in sums.inputs:  # no data may have come by an expert
                 name, weight = _weight(site)
-                new = weight.clone()
+                new = weight.detach().clone()
                 rows, at = (new.T if is_turned(model, site.path) else new), layers.kept[site.path].to(new.device)
                 rows[:, at] = least_squares(sums.inputs.pop(site.path), rows, at, ridge)
                 yield name, new
         for product, found in sums.taken():
-            where_of = [(name, product.where(graph, atom)) for atom, name in atoms.items()]
-            kept = {i: stays.of((name, where[i if len(where) > 1 else 0]) for name, where in where_of) for i in found}
-            refit = _refit(replay, product, found, kept, ridge)
+            exits = graph.records[product.node].exits
+            read = mentions(graph.solver.resolve(exits[i].dim) for i in product.exits)
+            where_of = [(name, product.where(graph, atom)) for atom, name in atoms.items() if atom in read]
+            count = max(len(where) for _, where in where_of)  # one for all instances, or each its own
+            kept = [stays.of((name, where[i]) for name, where in where_of) for i in range(count)]
+            refit = _refit(replay, product, found, [kept[i if count > 1 else 0] for i in found], ridge)
             if refit is not None:
                 yield others[product], refit
 
@@ -239,29 +250,36 @@ def solved(
 def _weight(site: GateSite) -> tuple[str, Tensor]:
     """Of a layer: its name in the live model, and it."""
     layer: Any = base_layer(site.module)
-    return f"{site.path}.weight" if layer is site.module else f"{site.path}.base_layer.weight", layer.weight.detach()
+    return f"{site.path}.weight" if layer is site.module else f"{site.path}.base_layer.weight", layer.weight
 
 
 def _refit(
-    replay: Replay, product: Product, found: Mapping[int, Tensor], kept: Mapping[int, Tensor], ridge: float
+    replay: Replay, product: Product, found: Mapping[int, Tensor], kept: Sequence[Tensor], ridge: float
 ) -> Tensor | None:
     """The parameter of a product with the least-squares fit of each instance that has read something; None where its
     numbers are more than moved about."""
-    new = replay.weight(product).clone()
     if not replay.is_moved(product):
         return None
-    for number, moments in found.items():
-        at = kept[number].to(new.device)
+    new = replay.weight(product).clone()
+    for (number, moments), stay in zip(found.items(), kept, strict=True):
+        at = stay.to(new.device)
         if len(at):
             new[number][:, at] = least_squares(moments, new[number], at, ridge)
     return replay.parameter(product, new)
+
+
+def parameter_named(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, or by its layer's, as runs of earlier versions wrote it."""
+    owner, _, leaf = name.rpartition(".")
+    found = getattr(model.get_submodule(owner), leaf)
+    return found if isinstance(found, nn.Parameter) else found.weight
 
 
 @torch.no_grad()
 def put(small: nn.Module, fits: Mapping[str, Tensor]) -> None:
     """Give the weights of a cut model their fits, in place, by name."""
     for name, new in fits.items():
-        target = small.get_parameter(name)
+        target = parameter_named(small, name)
         target.copy_(new.to(target.device, target.dtype))
 
 

@@ -219,7 +219,7 @@ def adapters_of(model: nn.Module, bare: bool = False) -> dict[str, LowRank]:
 
 def adapts_parameter(module: nn.Module) -> bool:
     """Whether a layer of adapters adapts a parameter that is no layer's weight (PEFT's ``target_parameters``)."""
-    return hasattr(module, "parameter_name")
+    return hasattr(module, "parameter_name") and hasattr(module, "get_param")
 
 
 def active_adapters(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
@@ -264,7 +264,7 @@ def _no_sum(module: nn.Module, name: str) -> tuple[str, str] | None:
 def _no_layer(module: Any) -> tuple[str, str] | None:
     """Why an adapter is not one of a layer's only weight, and what to do; None where it is."""
     if adapts_parameter(module) or not hasattr(module, "base_layer"):
-        return "adapts a bare parameter", "use target_modules= instead of target_parameters="
+        return "adapts a bare parameter", "adapt layers alone, by name: target_modules= (of a run: targets=)"
     if getattr(module.get_base_layer(), "groups", 1) != 1:
         return "adapts a convolution with groups, whose update is no product", "leave it out of target_modules="
     if isinstance(module.get_base_layer(), nn.MultiheadAttention):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shearfx.bias_compensation import bias_as_cut, shifted
-from shearfx.compensation import RIDGE, Run, is_turned, solved
+from shearfx.compensation import RIDGE, Run, is_turned, parameter_named, solved
 from shearfx.gating.gates import Gates
 from shearfx.gating.sites import base_layer
 from shearfx.graph import Graph, Group
@@ -41,7 +41,7 @@ class Refitting:
     def __exit__(self, *_: object) -> None:
         self._gates.detach()
         for name, weight in self._original.items():
-            self.model.get_parameter(name).data = weight
+            parameter_named(self.model, name).data = weight
         self._original.clear()
         for path, bias in self._biases.items():
             self._layer(path).bias = bias
@@ -70,10 +70,7 @@ class Refitting:
         if batches is not None:
             # all are fitted to what is, before any is changed
             found = list(solved(self.graph, self.model, plan, batches, run, ridge=ridge, memory=memory))
-            for name, new in found:
-                weight = self.model.get_parameter(name)
-                self._original.setdefault(name, weight.data)
-                weight.data = new
+            self._put(found)
         self._gates.close(plan)
 
     def shift(self, plan: PruningPlan, batches: Iterable[Any], run: Run) -> None:
@@ -90,16 +87,13 @@ class Refitting:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What was changed so far: weights by name, biases by path of the layer."""
         return {
-            "weights": {name: self.model.get_parameter(name).data for name in self._original},
+            "weights": {name: parameter_named(self.model, name).data for name in self._original},
             "biases": {path: self._layer(path).bias.detach() for path in self._biases},
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], plan: PruningPlan) -> None:
         """Go on after the cut that a state is of: change again what was changed, and shut what its plan removes."""
-        for name, new in state["weights"].items():
-            weight = self.model.get_parameter(name)
-            self._original.setdefault(name, weight.data)
-            weight.data = new.to(weight.data)
+        self._put(state["weights"].items())
         for path, bias in state["biases"].items():
             layer = self._layer(path)
             self._biases.setdefault(path, layer.bias)
@@ -123,8 +117,15 @@ class Refitting:
         Args:
             plan: the one that was applied last.
         """
-        weights = {name: self.model.get_parameter(name).data for name in self._original}
+        weights = {name: parameter_named(self.model, name).data for name in self._original}
         return {name: cut_tensor(weight, plan.kept.get(name, {})).cpu() for name, weight in weights.items()}
+
+    def _put(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        with self._gates.opened():  # gates keep what they zero in a weight, and put it back into this very one
+            for name, new in weights:
+                weight = parameter_named(self.model, name)
+                self._original.setdefault(name, weight.data)
+                weight.data = new.to(weight.data)
 
     def _layer(self, path: str) -> Any:
         return base_layer(self.model.get_submodule(path))

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import shearfx
+from shearfx.errors import PlanError
 from shearfx.gating.gates import Gates
+from shearfx.saliency.compensated import CompensatedFisher
 from shearfx.saliency.fisher import Fisher
 from tests import zoo
 from tests.zoo import float_outputs
@@ -52,4 +54,28 @@ def test_is_the_squared_derivative_by_a_factor_of_what_is_read(name: str) -> Non
         outputs = float_outputs(torch.func.functional_call(module, changed, *call))
         torch.stack([out.sin().sum() for out in outputs]).sum().backward()
         assert factor.grad is not None and float(factor.grad.abs().max()) > 0
-        torch.testing.assert_close(scores[group.name], factor.grad.square(), rtol=1e-9, atol=0)
+        sequences = max(
+            len(x) for x in (*built.args, *built.kwargs.values()) if isinstance(x, torch.Tensor) and x.dim()
+        )
+        torch.testing.assert_close(scores[group.name] * sequences, factor.grad.square(), rtol=1e-9, atol=0)
+
+
+def test_scores_are_the_same_beside_groups_that_modules_read() -> None:
+    """All are per sequence, though those of experts cannot be told apart."""
+    built = zoo.get("mixtral").build()
+    graph = shearfx.trace(built.module, *built.args, **built.kwargs)
+    ffn, heads = ([g for g in graph.groups if g.kind == kind] for kind in ("ffn", "heads"))
+    data = [{"input_ids": torch.arange(20).reshape(4, 5) % 7}]
+    alone = Fisher().score(graph, built.module, groups=ffn, data=data)
+    beside = Fisher().score(graph, built.module, groups=[*ffn, *heads], data=data)
+    for name, score in alone.items():
+        torch.testing.assert_close(score, beside[name])
+
+
+def test_what_experts_cannot_take_over_is_not_made_up() -> None:
+    built = zoo.get("mixtral").build()
+    graph = shearfx.trace(built.module, *built.args, **built.kwargs)
+    ffn = [g for g in graph.groups if g.kind == "ffn"]
+    data = [{"input_ids": torch.arange(20).reshape(4, 5) % 7}]
+    with pytest.raises(PlanError, match="'compensated_fisher' does not see 2 groups of kind ffn"):
+        CompensatedFisher().score(graph, built.module, groups=ffn, data=data)

@@ -136,7 +136,8 @@ def test_derivatives_are_those_of_fading_whatever_the_architecture(architecture:
     found: dict[str, torch.Tensor] = {}
     if weighed:  # each batch counts as one sequence
         scores = Fisher().score(graph, module, groups=weighed, data=[inputs], loss=lambda *_: loss())
-        found |= {name: score.sqrt() for name, score in scores.items()}
+        sequences = next((len(x) for x in inputs if x.dim()), 1)
+        found |= {name: (score * sequences).sqrt() for name, score in scores.items()}
     with Gates(graph, module, read) as gates:
         with collecting(gates, module) as collector:
             moved = loss()

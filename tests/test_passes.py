@@ -130,3 +130,11 @@ def test_heads_that_share_a_part_of_their_key_are_heads() -> None:
         kinds[name] = {group.kind for group in shearfx.trace(built.module, *built.args, **built.kwargs).groups}
     assert "heads" in kinds["deepseek_v3"] and "query_group" not in kinds["deepseek_v3"]
     assert {"heads", "query_group"} <= kinds["llama"]
+
+
+def test_adapters_on_queries_alone_leave_them_what_they_are() -> None:
+    peft = pytest.importorskip("peft")
+    built = zoo.get("llama").build()
+    wrapped = peft.get_peft_model(built.module, peft.LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1))
+    graph = shearfx.trace(wrapped.base_model.model, *built.args, **built.kwargs)
+    assert {"heads", "query_group"} <= {group.kind for group in graph.groups}

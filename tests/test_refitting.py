@@ -114,3 +114,22 @@ def test_the_model_is_restored_when_something_goes_wrong() -> None:
         refitting.apply(second, None, call)
         raise KeyboardInterrupt
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_of_which_a_cut_before_zeroed_rows_are_restored() -> None:
+    """Gates keep in a weight what they zero there: it goes back to where it was, not into the fit."""
+    model, graph, _ = setting("mixtral")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    hidden, ffn = ([g for g in graph.groups if g.kind == kind] for kind in ("hidden", "ffn"))
+    first = of_cuts(graph, {g.name: range(1, g.size) for g in hidden})
+    second = of_cuts(graph, {g.name: range(1, g.size) for g in (*hidden, *ffn)})
+    with Refitting(graph, model, [*hidden, *ffn]) as refitting:
+        refitting.apply(first, None, call)
+        refitting.apply(second, IDS[:1], call)
+        state = refitting.state_dict()
+        fitted = logits(model, IDS[0])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with Refitting(graph, model, [*hidden, *ffn]) as resumed:
+        resumed.load_state_dict(state, second)
+        assert float((logits(model, IDS[0]) - fitted).abs().max()) <= 1e-10 * float(fitted.abs().max())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

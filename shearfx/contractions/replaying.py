@@ -51,7 +51,8 @@ def calls_of(model: nn.Module) -> Iterator[list[Call]]:
 
 class Replay:
     """Goes through calls of a model on its graph. A call that the graph was not traced for is traced first, and so is
-    a model with hooks on its modules, such as gates: what they do is part of what it computes.
+    a model with hooks on its modules, such as gates: what they do is part of what it computes. As they are when it is
+    traced: make another one after gates were set.
 
     Args:
         graph: the analysis of the model, or of its base without adapters; of either without hooks.
@@ -115,7 +116,8 @@ class Replay:
         try:
             graph = Graph(trace_call(self.model, (), call))
         except TraceError as error:
-            what = f"the data calls the model by {', '.join(call)}, as it was not traced"
+            hooked = ", with hooks on its modules" if hooks_of(self.model) else ""
+            what = f"the data calls the model by {', '.join(call)}{hooked}, as it was not traced"
             raise PlanError(message(f"{what}: {error}", todo="trace it by such a call, or pass such data")) from error
         run(graph, ANALYSIS)
         return graph

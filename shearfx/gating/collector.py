@@ -110,13 +110,14 @@ class Collector:
 
     def flush(self) -> None:
         """Square what the last backward passes brought. A pass whose loss overflowed counts for nothing."""
-        for of in self._pending.values():
+        for number, of in self._pending.items():
             if not all(bool(rows.isfinite().all()) for rows in of.values()):
                 continue
             for group, rows in of.items():
                 self.square[group] += rows.square().sum(0).cpu().double()
                 self.absolute[group] += rows.sum(0).abs().cpu().double()
-            self.sequences += max((len(rows) for rows in of.values()), default=0)
+            known, _ = self._passes.get(number, (0, None))  # rows are fewer where sequences cannot be told apart
+            self.sequences += max(known, *(len(rows) for rows in of.values()))
         self._pending = {}
 
     def sums(self) -> Tensor:

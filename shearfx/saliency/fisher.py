@@ -63,10 +63,12 @@ class Fisher(Saliency):
 
     name: ClassVar[str] = "fisher"
     unit = "loss"
+    weights: ClassVar[bool] = True
+    """Whether weights that are no module's own are looked at."""
 
     def unseen(self, graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
-        """Those that something else than a parameter reads."""
-        return unseen_by(Gates(graph, model, groups))
+        """Those that something else than a parameter reads, or that is not looked at."""
+        return unseen_by(Gates(graph, model, groups), self.weights)
 
     def scores(self, given: Evidence) -> Scores:
         """Run the batches; the model is left as it was.
@@ -76,7 +78,7 @@ class Fisher(Saliency):
         """
         model, batches, loss = given.model, given.batches, given.loss
         gates = Gates(given.graph, model, given.groups)
-        check_seen(gates, self.name)
+        check_seen(gates, self.name, self.weights)
         seen = self._collector(gates, model, batches, loss or batch_loss)
         of: dict[int, list[GatedWeight]] = {}
         for one in gates.places.weights:
@@ -109,9 +111,11 @@ def check_seen(gates: Gates, what: str, weights: bool = True) -> None:
         what: the saliency.
         weights: whether it may be gated there in a weight, of which no module's input tells the derivative.
     """
-    refuse_unseen([*unseen_by(gates), *(gates.groups[w.group] for w in gates.places.weights if not weights)], what)
+    refuse_unseen(unseen_by(gates, weights), what)
 
 
-def unseen_by(gates: Gates) -> list[Group]:
-    """Groups that are not gated where they are read."""
-    return [group for name, group in gates.groups.items() if name not in gates.places.inputs_only]
+def unseen_by(gates: Gates, weights: bool = True) -> list[Group]:
+    """Groups that are not gated where they are read. Args: as of :func:`check_seen`."""
+    in_weights = set() if weights else {place.group for place in gates.places.weights}
+    seen = gates.places.inputs_only - in_weights
+    return [group for name, group in gates.groups.items() if name not in seen]
