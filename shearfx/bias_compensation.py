@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shearfx.compensation import Moments, Run, is_turned
+from shearfx.compensation import LinearReaders, Run, is_turned
 from shearfx.errors import CheckpointError, PlanError, message
 from shearfx.gating.moments import feature_moments
 from shearfx.gating.sites import base_layer
@@ -56,16 +56,16 @@ def shifted(graph: Graph, model: nn.Module, plan: PruningPlan, batches: Iterable
 
     Keeps two numbers for each input of a layer. Args, errors: as of :func:`compensate_bias`.
     """
-    moments = Moments(graph, model, plan)
-    if not moments.kept:
+    readers = LinearReaders(graph, model, plan)
+    if not readers.kept:
         todo = "leave out compensation"
         raise PlanError(message("no linear layer reads what the plan cuts", where="compensation", todo=todo))
-    with feature_moments(moments.sites) as seen:
+    with feature_moments(readers.sites) as seen:
         for batch in batches:
             run(model, batch)
     adapters = adapters_of(model)
     found: dict[str, Tensor] = {}
-    for path, kept in moments.kept.items():
+    for path, kept in readers.kept.items():
         if path in seen:
             layer: Any = base_layer(model.get_submodule(path))
             weight, turned = plain_weight(layer), is_turned(model, path)

@@ -11,8 +11,7 @@ Source: the reconstruction of SparseGPT (arXiv 2301.00774), equation 2, and of c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from shearfx.contractions.products import Product
 from shearfx.contractions.rearranged import rearranged
 from shearfx.contractions.replaying import Replay
 from shearfx.errors import PlanError, message
-from shearfx.gating.moments import parted_by, second_moments
+from shearfx.gating.moments import parted_by
 from shearfx.gating.sites import GateSite, base_layer, places
 from shearfx.graph import Graph, Group, mentions
 from shearfx.pruning_plan import PruningPlan
@@ -35,46 +34,25 @@ RIDGE = 1e-2
 """Of the mean of the diagonal of H: what keeps the solution from chasing the calibration data."""
 
 
-class Moments:
-    """Second moments of the inputs of the layers that read some groups, gathered as the model runs.
+class LinearReaders:
+    """The linear layers that read what a plan cuts.
 
     Args:
         graph: the analysis of the model, or of its base without adapters.
         model: the live model.
-        plan: what will be cut; only layers that read one of its groups are watched.
-
-    Memory: float32 ``[inputs, inputs]`` for each such layer.
+        plan: what will be cut.
     """
 
     def __init__(self, graph: Graph, model: nn.Module, plan: PruningPlan) -> None:
         stays = Staying(plan)
         self.kept: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
+        """By path of the layer: LongTensor of the inputs that stay."""
         self.sites: list[GateSite] = []
-        """Inputs of the layers that are watched."""
+        """Their inputs."""
         for site in places(graph, model, stays.groups(graph)).sites:
             if site.side == "in" and isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
                 self.kept[site.path] = stays.of(site.where)
                 self.sites.append(site)
-
-    @contextmanager
-    def watching(self, paths: Collection[str] | None = None) -> Iterator[Moments]:
-        """For the while, forward passes add to the moments: of these layers, or of all."""
-        with second_moments(site for site in self.sites if paths is None or site.path in paths) as self.sums:
-            yield self
-
-    def solve(self, path: str, weight: Tensor, ridge: float = RIDGE) -> Tensor:
-        """The weight for the kept inputs that comes closest to the full one, in the weight's dtype.
-
-        Args:
-            path: of the layer in the live model.
-            weight: the full one, ``[out, in]``.
-            ridge: share of the mean of the diagonal.
-
-        Returns:
-            ``[out, kept]``.
-        """
-        return least_squares(self.sums[path], weight, self.kept[path], ridge)
 
 
 class Staying:
@@ -207,7 +185,7 @@ def solved(
 
     Args, errors: as of :func:`fitted`.
     """
-    layers, stays = Moments(graph, model, plan), Staying(plan)
+    layers, stays = LinearReaders(graph, model, plan), Staying(plan)
     atoms = {group.atom: group.name for group in stays.groups(graph)}
     own = {_weight(site)[0] for site in layers.sites}
     others = rearranged(graph, model, lambda dim, _: bool(mentions((dim,)) & atoms.keys()), own)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import shearfx
-from shearfx.compensation import Moments, compensate_cut
+from shearfx.compensation import LinearReaders, compensate_cut, least_squares
 from shearfx.errors import PlanError
+from shearfx.gating.moments import second_moments
 from shearfx.pruning_plan import of_cuts
 from tests import zoo
 
@@ -80,17 +81,17 @@ def test_heads_and_ffn_of_language_models_come_closer_to_the_full_model(name: st
     plan = of_cuts(graph, cut, options={"form": "fx"})
     # the class cannot hold unequal heads in all entries, so the masked model stands for the cut one
     masked = shearfx.mask(model, plan)
-    moments = Moments(graph, model, plan)
+    readers = LinearReaders(graph, model, plan)
     torch.manual_seed(0)
     batches = [torch.randint(0, 97, (4, 12)) for _ in range(20)]
 
     def run(candidate: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return candidate(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
 
-    with moments.watching(), torch.no_grad():
+    with second_moments(readers.sites) as moments, torch.no_grad():
         for ids in batches:
             run(model, ids)
-    assert len(moments.sums) == len(cut)
+    assert len(moments) == len(cut)
 
     def distance(candidate: nn.Module) -> float:
         with torch.no_grad():
@@ -98,12 +99,12 @@ def test_heads_and_ffn_of_language_models_come_closer_to_the_full_model(name: st
 
     before = distance(masked)
     with torch.no_grad():
-        for path in moments.sums:
+        for path, found in moments.items():
             full, own = (m.get_submodule(path).weight for m in (model, masked))
             if name == "gpt2":
-                own[moments.kept[path]] = moments.solve(path, full.T).T  # type: ignore[operator, arg-type]
+                own[readers.kept[path]] = least_squares(found, full.T, readers.kept[path]).T  # type: ignore[operator, arg-type]
             else:
-                own[:, moments.kept[path]] = moments.solve(path, full)  # type: ignore[operator, arg-type]
+                own[:, readers.kept[path]] = least_squares(found, full, readers.kept[path])  # type: ignore[operator, arg-type]
     assert distance(masked) < before
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import shearfx
-from shearfx.compensation import Moments, compensate_cut
+from shearfx.compensation import LinearReaders, compensate_cut, least_squares
+from shearfx.gating.moments import second_moments
 from shearfx.graph import Group
 from shearfx.pruning_plan import PruningPlan, of_cuts
 from shearfx.saliency import SparseGpt
@@ -82,17 +83,17 @@ def test_damped_it_is_the_objective_of_the_compensation_at_its_optimum(
 
     def objective(group: Group, gone: int) -> float:
         plan: PruningPlan = of_cuts(graph, {group.name: [i for i in range(group.size) if i != gone]})
-        moments = Moments(graph, model, plan)
-        with moments.watching(), torch.no_grad():
+        readers = LinearReaders(graph, model, plan)
+        with second_moments(readers.sites) as moments, torch.no_grad():
             for batch in data:
                 model(**batch)
-        ((path, h),) = moments.sums.items()
+        ((path, h),) = moments.items()
         layer: Any = model.get_submodule(path)
-        full, kept = layer.weight.T if isinstance(layer, Conv1D) else layer.weight, moments.kept[path]
+        full, kept = layer.weight.T if isinstance(layer, Conv1D) else layer.weight, readers.kept[path]
         damping = 0.1 * h.double().diagonal().mean()
         ridge = float(damping / h.double().diagonal()[kept].mean())
         change = -full.detach().clone()
-        change[:, kept] += moments.solve(path, full.detach(), ridge)
+        change[:, kept] += least_squares(h, full.detach(), kept, ridge)
         damped = h.double() + damping * torch.eye(len(h))
         # the damping of what goes is a constant, which leaves the optimum where it is
         return float((change @ damped * change).sum())
