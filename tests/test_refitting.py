@@ -60,7 +60,7 @@ def test_what_is_fitted_is_what_is_constructed(name: str, seed: int, cuts: int) 
     assert_constructed(name, seed, cuts)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("name", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_fused_experts_are_fitted_and_constructed_too(name: str) -> None:
     fits = assert_constructed(name, 0, 2)
     assert sum(weight.dim() == 3 for weight in fits.values()) == 2, "of each layer"

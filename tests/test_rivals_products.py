@@ -360,7 +360,7 @@ def test_a_model_with_adapters_is_gone_through_with_them_by_the_graph_of_its_bas
 
 
 @pytest.mark.parametrize("saliency", ["wanda_sp", "flap", "sparsegpt"])
-@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+@pytest.mark.parametrize("name", ["mixtral", pytest.param("granitemoe", marks=pytest.mark.slow)])
 def test_what_a_cut_before_shut_is_shut_on_the_graph_too(name: str, saliency: str) -> None:
     """A second cut is scored on what the first one left: hooks on modules shut heads, and experts read what comes of
     them (once, the graph was gone through as if nothing were shut)."""
