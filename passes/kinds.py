@@ -14,9 +14,9 @@ ATTENTION = {torch.ops.aten.scaled_dot_product_attention.default}
 def kinds(graph: Graph) -> dict[Atom, str]:
     """A kind for every atom that some operator takes for something.
 
-    ``heads`` (what attention is batched over), ``query_group`` (queries that share key and value), ``head_dim`` (contracted
-    between query and key), ``value_dim``, ``hidden`` (embedded or normalised, and carried along), ``channels``
-    (of convolutions), ``ffn`` (anything else that a linear layer contracts).
+    ``heads`` (what attention is batched over), ``query_group`` (queries that share key and value), ``head_dim``
+    (contracted between query and key), ``value_dim``, ``hidden`` (embedded or normalised, and carried along),
+    ``channels`` (of convolutions), ``ffn`` (anything else that a linear layer contracts).
     """
     roles: dict[Atom, set[str]] = {}
     for record in graph.records.values():
