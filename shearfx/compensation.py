@@ -44,14 +44,14 @@ class LinearReaders:
     """
 
     def __init__(self, graph: Graph, model: nn.Module, plan: PruningPlan) -> None:
-        stays = Staying(plan)
+        self.stays = Staying(plan)
         self.kept: dict[str, Tensor] = {}
         """By path of the layer: LongTensor of the inputs that stay."""
         self.sites: list[GateSite] = []
         """Their inputs."""
-        for site in places(graph, model, stays.groups(graph)).sites:
+        for site in places(graph, model, self.stays.groups(graph)).sites:
             if site.side == "in" and isinstance(base_layer(site.module), (nn.Linear, Conv1D)):
-                self.kept[site.path] = stays.of(site.where)
+                self.kept[site.path] = self.stays.of(site.where)
                 self.sites.append(site)
 
 
@@ -185,7 +185,8 @@ def solved(
 
     Args, errors: as of :func:`fitted`.
     """
-    layers, stays = LinearReaders(graph, model, plan), Staying(plan)
+    layers = LinearReaders(graph, model, plan)
+    stays = layers.stays
     atoms = {group.atom: group.name for group in stays.groups(graph)}
     own = {_weight(site)[0] for site in layers.sites}
     others = rearranged(graph, model, lambda dim, _: bool(mentions((dim,)) & atoms.keys()), own)

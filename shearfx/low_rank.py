@@ -222,6 +222,12 @@ def adapts_parameter(module: nn.Module) -> bool:
     return hasattr(module, "parameter_name") and hasattr(module, "get_param")
 
 
+def adapted_in_place(model: nn.Module) -> set[int]:
+    """Identities of the bare parameters of a model that carry adapters."""
+    adapters: list[Any] = [module for module in model.modules() if adapts_parameter(module)]
+    return {id(one.get_param()) for one in adapters}
+
+
 def active_adapters(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """The layers of a model that have an active LoRA adapter: path, the adapter's name, and the layer of PEFT's.
 

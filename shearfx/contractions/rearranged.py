@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from shearfx.dims import Dim
 from shearfx.gating.contracted import is_all, origin
 from shearfx.gating.sites import live_names
 from shearfx.graph import Graph
-from shearfx.low_rank import adapts_parameter
+from shearfx.low_rank import adapted_in_place
 
 
 def rearranged(
@@ -31,9 +31,7 @@ def rearranged(
     Returns:
         For each product: the parameter's name in the live model. Quantised and adapted ones are left out.
     """
-    live = live_names(model)
-    adapters: list[Any] = [module for module in model.modules() if adapts_parameter(module)]
-    adapted = {id(one.get_param()) for one in adapters}
+    live, adapted = live_names(model), adapted_in_place(model)
     found: dict[Product, str] = {}
     for product in products(graph, wanted):
         tensor = graph.traced.tensors.get(origin(product.weight))
@@ -45,5 +43,5 @@ def rearranged(
             continue
         if parameter.is_floating_point() and is_all(graph, tensor.name, {product.node}):
             found[product] = name
-    counts = list(found.values())
-    return {product: name for product, name in found.items() if counts.count(name) == 1}
+    counts = Counter(found.values())
+    return {product: name for product, name in found.items() if counts[name] == 1}

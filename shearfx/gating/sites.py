@@ -20,7 +20,7 @@ from shearfx.adapters import base_name
 from shearfx.errors import PlanError, message
 from shearfx.gating.contracted import contracted, is_adapter, is_all
 from shearfx.graph import Graph, Group, Member, coordinates, module_path
-from shearfx.low_rank import adapts_parameter
+from shearfx.low_rank import adapted_in_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
     live = live_names(model)
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     alone = _read_alone(graph)
-    adapted = {id(m.get_param()) for m in modules.values() if adapts_parameter(m)}  # type: ignore[operator]
+    adapted = adapted_in_place(model)
 
     def spot_of(alias: str, dim: int) -> tuple[str, int] | None:
         owner, _, leaf = live[alias].rpartition(".")
