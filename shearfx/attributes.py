@@ -242,6 +242,8 @@ class _Search:
         for probe in self.probes:
             failure = check_probe(probe, self.small, self.plan, self.lines)
             if failure is not None:
+                # Each costs a capture of the whole model: what goes wrong now is the first to go wrong next time.
+                self.probes = sorted(self.probes, key=lambda other: other is not probe)
                 return replace(failure, reason=f"{failure.reason} ({probe.name})", rank=10**9, ran=True)
         if self.probes:
             self.memory.probed.add(key)
