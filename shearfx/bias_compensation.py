@@ -22,7 +22,8 @@ from shearfx.errors import CheckpointError, PlanError, message
 from shearfx.gating.moments import feature_moments
 from shearfx.gating.sites import base_layer
 from shearfx.graph import Graph
-from shearfx.low_rank import adapters_of, plain_weight
+from shearfx.live_adapters import adapters_of
+from shearfx.low_rank import plain_weight
 from shearfx.pruning_plan import PruningPlan
 
 

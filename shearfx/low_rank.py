@@ -9,9 +9,8 @@ Source: LoRAShear, section 3.3 (``x + gamma * B * A``, gamma being LoRA's scalin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ class LowRank:
     path: str
     """Of the adapter's layer in the live model."""
     base: nn.Module
-    """The layer inside, whose ``weight`` it is."""
+    """The module inside, whose weight it is."""
     a: nn.Parameter
     """``[rank, in, ...]``; the kernel's axes follow for convolutions."""
     b: nn.Parameter
@@ -37,14 +36,29 @@ class LowRank:
     scaling: float
     transposed: bool
     """Whether the weight is ``[in, out]`` (embeddings, transformers' Conv1D)."""
+    leaf: str = "weight"
+    """What the module inside calls the weight."""
+
+    @property
+    def name(self) -> str:
+        """Of the weight; :func:`shearfx.adapters.base_name` makes it that of the model without adapters."""
+        return f"{self.path}.base_layer.{self.leaf}"
 
     @property
     def weight(self) -> Tensor:
         """The base's weight as it is kept."""
-        weight = getattr(self.base, "weight", None)
+        weight = getattr(self.base, self.leaf, None)
         if not isinstance(weight, Tensor):  # packed under another name by some quantisers
             return self.a.new_empty(0, dtype=torch.uint8)
         return weight
+
+    def plain(self) -> Tensor:
+        """The weight as a plain floating tensor: itself, or dequantised for the while.
+
+        Raises:
+            PlanError: nothing is known that dequantises it.
+        """
+        return plain_weight(self.base) if self.leaf == "weight" else self.weight.detach()
 
     def side(self, dim: int) -> str:
         """Whether a dim of the weight is ``out`` (rows of B) or ``in`` (columns of A)."""
@@ -59,6 +73,45 @@ class LowRank:
         """The factor that has slices along a dim of the weight for its own, and its axis: B's rows or A's columns."""
         return (self.b, 0) if self.side(dim) == "out" else (self.a, 1)
 
+    def clear(self, dim: int, index: Tensor) -> None:
+        """Set what the factors have of some slices along a dim of the weight for their own to zero, in place."""
+        factor, axis = self.thin(dim)
+        factor.data.index_fill_(axis, index.to(factor.device), 0)
+
+    def cut(self, kept: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """A and B for a weight of which some slices stay, detached; they may be views.
+
+        Args:
+            kept: for dims of the weight, LongTensor of what stays.
+        """
+        a, b = self.a.detach(), self.b.detach()
+        for dim, index in kept.items():
+            if self.side(dim) == "out":
+                b = b[index.to(b.device)]
+            else:
+                a = a.index_select(1, index.to(a.device))
+        return a, b
+
+    def parts(self, weight: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Matrices, and what the product of two factors is added to each of them.
+
+        Args:
+            weight: shaped like the adapter's, or with fewer slices.
+            a, b: shaped like the factors, or cut alike, or of another rank.
+
+        Yields:
+            A view ``[out, in, ...]`` of the weight, A as ``[rank, in * kernel]`` and B as ``[out, rank]``.
+        """
+        yield (weight.T if self.transposed else weight), a.detach().flatten(1), b.detach().flatten(1)
+
+    def joined(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One A and B whose product is the sum of those of several.
+
+        Args:
+            pairs: shaped like the factors.
+        """
+        return torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
+
     def squares(self, dim: int) -> Tensor:
         """``||scaling * BA||^2`` of each slice along a dim of the weight, float32."""
         a, b = self.factors()
@@ -71,8 +124,7 @@ class LowRank:
     def inner(self, dim: int, index: Tensor | None = None) -> Tensor:
         """``<weight, scaling * BA>`` of each slice along a dim of the weight, or of some slices, float32."""
         a, b = self.factors()
-        weight = plain_weight(self.base)
-        weight = weight.T if self.transposed else weight
+        weight = self.plain().T if self.transposed else self.plain()
         kernel = a.shape[1] // self.a.shape[1]
         if self.side(dim) == "out":
             count = len(weight) if index is None else len(index)
@@ -116,12 +168,12 @@ class LowRank:
             what = f"{self.path} has a quantised base, into which nothing can be merged"
             raise PlanError(message(what, todo='pass merge="never"'))
         wide = torch.promote_types(wider(weight.dtype), wider(a.dtype))
-        a, b = (t.detach().flatten(1).to(weight.device, wide) for t in (a, b))
-        rows = weight.T if self.transposed else weight
-        old = rows if start_from is None else (start_from.T if self.transposed else start_from)
-        for start, stop in spans(len(rows), rows[0].numel()):
-            delta = (b[start:stop] @ a).reshape(rows[start:stop].shape)
-            rows[start:stop].copy_(old[start:stop].to(weight.device, wide) + self.scaling * delta)
+        old = weight if start_from is None else start_from
+        for (rows, thin, thick), (before, _, _) in zip(self.parts(weight, a, b), self.parts(old, a, b), strict=True):
+            right, left = thin.to(weight.device, wide), thick.to(weight.device, wide)
+            for start, stop in spans(len(rows), rows[0].numel()):
+                delta = (left[start:stop] @ right).reshape(rows[start:stop].shape)
+                rows[start:stop].copy_(before[start:stop].to(weight.device, wide) + self.scaling * delta)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -187,92 +239,3 @@ def _restored(module: nn.Module) -> Iterator[None]:
             module._parameters["weight"] = weight
         for one, values in kept:
             vars(one).update(values)
-
-
-def adapters_of(model: nn.Module, bare: bool = False) -> dict[str, LowRank]:
-    """The active LoRA adapters of a live model, by the path of their layer; none for a model without.
-
-    Args:
-        model: the model.
-        bare: whether bare parameters may be adapted, which are left out (see :mod:`shearfx.adapted_parameters`).
-
-    Raises:
-        PlanError: an adapter is more than ``scaling * B @ A`` (DoRA, a bias, bare parameters), is merged already, or
-            several are active at once.
-    """
-    found: dict[str, LowRank] = {}
-    for path, name, module in active_adapters(model):
-        if bare and adapts_parameter(module):
-            continue
-        base = module.get_base_layer()
-        if name in module.lora_embedding_A:
-            a, b, transposed = module.lora_embedding_A[name], module.lora_embedding_B[name], True
-        else:
-            reason = _no_layer(module)
-            if reason:
-                raise PlanError(message(f"adapter {name!r} {reason[0]}", where=path, todo=reason[1]))
-            a, b = module.lora_A[name].weight, module.lora_B[name].weight
-            transposed = bool(getattr(module, "fan_in_fan_out", False))
-        found[path] = LowRank(path, base, a, b, float(module.scaling[name]), transposed)
-    return found
-
-
-def adapts_parameter(module: nn.Module) -> bool:
-    """Whether a layer of adapters adapts a parameter that is no layer's weight (PEFT's ``target_parameters``)."""
-    return hasattr(module, "parameter_name") and hasattr(module, "get_param")
-
-
-def adapted_in_place(model: nn.Module) -> set[int]:
-    """Identities of the bare parameters of a model that carry adapters."""
-    adapters: list[Any] = [module for module in model.modules() if adapts_parameter(module)]
-    return {id(one.get_param()) for one in adapters}
-
-
-def active_adapters(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """The layers of a model that have an active LoRA adapter: path, the adapter's name, and the layer of PEFT's.
-
-    Raises:
-        PlanError: an adapter is more than ``scaling * B @ A``, is merged already, or several are active at once.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    for path, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        active = [name for name in module.active_adapters if name in module.scaling]
-        if not active:
-            continue
-        if len(active) > 1:
-            what = f"{len(active)} adapters are active at once: {', '.join(active)}"
-            raise PlanError(message(what, where=path, todo="model.set_adapter(one of them)"))
-        (name,) = active
-        reason = _no_sum(cast(nn.Module, module), name)
-        if reason:
-            raise PlanError(message(f"adapter {name!r} {reason[0]}", where=path, todo=reason[1]))
-        yield path, name, module
-
-
-def _no_sum(module: nn.Module, name: str) -> tuple[str, str] | None:
-    """Why an adapter is not the sum of a frozen weight and ``scaling * B @ A``, and what to do; None where it is."""
-    state: Any = module
-    if state.use_dora.get(name) or state.lora_variant.get(name) is not None:
-        what = "rescales its base (DoRA or another variant), so it is no sum of W and BA"
-        return what, "use a LoraConfig with use_dora=False"
-    if state.lora_bias.get(name):
-        return "has a bias of its own", "use a LoraConfig with lora_bias=False"
-    if state.merged_adapters:
-        return "is merged into its base", "call model.unmerge_adapter() first"
-    if name not in state.lora_A and name not in state.lora_embedding_A:
-        return "has no factors A and B", "use LoRA on linear layers, convolutions and embeddings"
-    return None
-
-
-def _no_layer(module: Any) -> tuple[str, str] | None:
-    """Why an adapter is not one of a layer's only weight, and what to do; None where it is."""
-    if adapts_parameter(module) or not hasattr(module, "base_layer"):
-        return "adapts a bare parameter", "adapt layers alone, by name: target_modules= (of a run: targets=)"
-    if getattr(module.get_base_layer(), "groups", 1) != 1:
-        return "adapts a convolution with groups, whose update is no product", "leave it out of target_modules="
-    if isinstance(module.get_base_layer(), nn.MultiheadAttention):
-        return "adapts several weights at once (nn.MultiheadAttention)", "leave it out of target_modules="
-    return None

@@ -13,7 +13,7 @@ from peft import PeftModel
 from shearfx.checkpoints import load
 from shearfx.depth import least_missed
 from shearfx.errors import PlanError
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.masking import mask
 from shearfx.pipeline import emptying as emptying_module
 from shearfx.pruning_plan import PruningPlan

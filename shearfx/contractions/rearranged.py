@@ -13,7 +13,7 @@ from shearfx.dims import Dim
 from shearfx.gating.contracted import is_all, origin
 from shearfx.gating.sites import live_names
 from shearfx.graph import Graph
-from shearfx.low_rank import adapted_in_place
+from shearfx.live_adapters import adapted_in_place
 
 
 def rearranged(

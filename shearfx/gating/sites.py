@@ -20,7 +20,7 @@ from shearfx.adapters import base_name
 from shearfx.errors import PlanError, message
 from shearfx.gating.contracted import contracted, is_adapter, is_all
 from shearfx.graph import Graph, Group, Member, coordinates, module_path
-from shearfx.low_rank import adapted_in_place
+from shearfx.live_adapters import adapted_in_place
 
 
 @dataclass(frozen=True, eq=False)

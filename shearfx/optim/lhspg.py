@@ -20,7 +20,7 @@ from shearfx.cuda.choosing import check as check_kernels
 from shearfx.gating.gates import Gates
 from shearfx.gradients import Loss
 from shearfx.graph import Graph
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.optim import options as asked
 from shearfx.optim.at_pick import saliency_at_pick
 from shearfx.optim.carriers import Carrier, GateCarrier

@@ -62,8 +62,7 @@ class Merger:
             if self.times > 1 and one.weight.element_size() < 4:
                 if path not in self._originals:
                     self._originals[path] = one.weight.detach().to("cpu", copy=True)
-                a = torch.cat([event[path]["a"] for event in self.events], 0)
-                b = torch.cat([event[path]["b"] for event in self.events], 1)
+                a, b = one.joined([(event[path]["a"], event[path]["b"]) for event in self.events])
                 one.add(a, b, self._originals[path])
             else:
                 one.add(event[path]["a"], event[path]["b"])

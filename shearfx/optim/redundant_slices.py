@@ -109,8 +109,7 @@ class Slices:
     def clear(self) -> None:
         """The adapter's own part is zero: rows of B, columns of A."""
         if self.adapter is not None:
-            thin, axis = self.adapter.thin(self.dim)
-            thin.data.index_fill_(axis, self.index.to(thin.device), 0)
+            self.adapter.clear(self.dim, self.index)
 
     def zero(self, which: Tensor | None = None) -> None:
         """The weight's slices are zero: all, or those of some structures (bool, by place)."""
@@ -149,7 +148,7 @@ def _slices(
     graph: Graph, model: nn.Module, adapters: Mapping[str, LowRank], fading: Mapping[str, Tensor]
 ) -> Iterator[Slices]:
     live, modules = live_names(model), dict(model.named_modules())
-    by_base = {id(one.base): one for one in adapters.values()}
+    by_base = {(id(one.base), one.leaf): one for one in adapters.values()}
     groups = {g.name: g for g in graph.groups}
     for name, gone in fading.items():
         group = groups[name]
@@ -165,6 +164,6 @@ def _slices(
             slot[own.flatten()] = torch.arange(len(gone)).repeat_interleave(own.shape[1])
             index = (slot >= 0).nonzero().flatten()
             module = modules[owner]
-            adapter = by_base.get(id(module)) if leaf == "weight" else None
+            adapter = by_base.get((id(module), leaf))
             if len(index):
                 yield Slices(name, live[member.name], module, leaf, member.dim, index, slot[index], adapter)

@@ -12,17 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shearfx.adapted_parameters import experts_of
 from shearfx.adapters import ADAPTER_CONFIG, adapter_json, adapter_name, base_name
 from shearfx.atomic import replace_folder, write_text
 from shearfx.config import ShearConfig
 from shearfx.errors import PlanError, message
-from shearfx.low_rank import LowRank, adapters_of
+from shearfx.live_adapters import adapters_of, experts_of
+from shearfx.low_rank import LowRank
 from shearfx.pruning_plan import PruningPlan
 from shearfx.tensor_files import describe, write_tensors
 
 Factors = dict[str, dict[str, Tensor]]
-"""By path of the adapter's layer: ``a`` ``[rank, in]`` and ``b`` ``[out, rank]``."""
+"""By path of the adapter's layer: ``a`` ``[rank, in]`` and ``b`` ``[out, rank]``, of fused experts side by side."""
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def _wrapped(config: ShearConfig, model: nn.Module) -> Any:
     targets = "all-linear" if everywhere else list(config.targets)
     # PEFT adapts the experts of some architectures by itself; with dropout of none
     experts = sorted({".".join(name.split(".")[-2:]) for name in experts_of(model)})
-    bare = experts if everywhere and config.dropout == 0 and config.prune_share == 0 else []
+    bare = experts if everywhere and config.dropout == 0 else []
     left_out = [path for path, module in model.named_modules() if _weightless(module) or _gives_more(module)]
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
                           target_modules=targets, exclude_modules=left_out or None, target_parameters=bare or None,
@@ -121,13 +121,7 @@ def cut_factors(learnt: Mapping[str, LowRank], plan: PruningPlan) -> Factors:
     """What adapters of a full model learnt, for the model that a plan makes of it: rows of B and columns of A go."""
     found: Factors = {}
     for path, one in learnt.items():
-        a, b = one.a.detach(), one.b.detach()
-        for dim, index in plan.kept.get(base_name(f"{path}.base_layer.weight") or "", {}).items():
-            at = index.to(a.device)
-            if one.side(dim) == "out":
-                b = b[at]
-            else:
-                a = a.index_select(1, at)
+        a, b = one.cut(plan.kept.get(base_name(one.name) or "", {}))
         found[path] = {"a": a.clone(), "b": b.clone()}
     return found
 

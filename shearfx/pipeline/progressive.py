@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from shearfx.config import ShearConfig
-from shearfx.low_rank import LowRank, adapters_of
+from shearfx.live_adapters import adapters_of
+from shearfx.low_rank import LowRank
 from shearfx.optim import LHSPG
 from shearfx.optim.choosing import Redundant
 from shearfx.optim.scoring import ACCUMULATED

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shearfx.adapted_parameters import adapted_parameters
 from shearfx.config import ShearConfig
 from shearfx.config_values import LearningRate
 from shearfx.data import IGNORED, Examples, Kind, distinct, hold_out, open_source, pack
 from shearfx.errors import TrainingError, message
 from shearfx.evaluation import ParameterCount, parameter_count
 from shearfx.inference import computes_bfloat16, positions
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.models import device_named
 from shearfx.pipeline.adapting import Factors, adapting
 from shearfx.pipeline.held import Held, floating
@@ -293,13 +292,13 @@ class Study:
         ]  # fmt: skip
         with adapting(self.config, self.base(small), start) as wrapped:
             self._recover(wrapped.train(), stages, reference, steps, teacher, state, log)
-            learnt, bare = adapters_of(wrapped, bare=True), adapted_parameters(wrapped)
+            learnt = adapters_of(wrapped)
             if keep is not None:
                 keep(wrapped)
         small.drop_work()
         model = small.original
         if keep is None:
-            merge_into(model, learnt, parameters=bare)
+            merge_into(model, learnt)
         return model
 
     def _recover(

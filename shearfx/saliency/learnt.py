@@ -23,7 +23,7 @@ from shearfx.cuda.choosing import Kernels
 from shearfx.errors import PlanError, message
 from shearfx.gating.sites import live_names
 from shearfx.graph import Graph, Group, Member, coordinates
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.saliency.along import Key, Place, along_all
 from shearfx.saliency.base import Saliency, Scores, register
 from shearfx.saliency.evidence import Evidence
@@ -56,7 +56,7 @@ def displacement_sums(
             plain LoRA.
     """
     groups = list(groups)
-    adapters = {id(one.base): one for one in adapters_of(model).values()}
+    adapters = {(id(one.base), one.leaf): one for one in adapters_of(model).values()}
     live, modules = live_names(model), dict(model.named_modules())
     places: dict[Key, Place] = {}
     members: dict[str, list[tuple[Key, Member]]] = {group.name: [] for group in groups}
@@ -74,7 +74,7 @@ def displacement_sums(
             if key not in places:
                 owner, _, leaf = name.rpartition(".")
                 module = modules[owner]
-                one = adapters.get(id(module)) if leaf == "weight" else None
+                one = adapters.get((id(module), leaf))
                 gradient = None if adapters else getattr(module, leaf).grad
                 places[key] = Place(module, leaf, member.dim, one, gradient)
     along = along_all(places, kernels)

@@ -22,10 +22,12 @@ from shearfx.adapters import base_name
 from shearfx.errors import PlanError, message
 from shearfx.gradients import backward_each, gradients
 from shearfx.graph import Graph, Group
-from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans
+from shearfx.live_adapters import adapters_of
+from shearfx.low_rank import LowRank, spans, wider
 from shearfx.saliency.base import Saliency, Scores, refuse_unseen, register
 from shearfx.saliency.evidence import Evidence
 from shearfx.slices import SliceSums
+from shearfx.stacked_low_rank import StackedLowRank
 
 
 @register
@@ -99,8 +101,8 @@ class LoraAverage:
         self.decay, self._sums = decay, SliceSums(graph, groups)
         self.adapters: dict[str, LowRank] = {}
         """By name of the weight without adapters."""
-        for path, adapter in adapters_of(model).items():
-            name = base_name(f"{path}.weight")
+        for adapter in adapters_of(model).values():
+            name = base_name(adapter.name)
             if name in self._sums.names:
                 self.adapters[name] = adapter
         if not self.adapters:
@@ -166,13 +168,32 @@ def _importances(one: LowRank, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tens
     Args:
         a, b: gradients of the factors.
     """
-    right, left = one.factors()
-    right_by, left_by = a.detach().flatten(1).to(right), b.detach().flatten(1).to(left)
-    if one.transposed:
-        left, right, left_by, right_by = right.T, left.T, right_by.T, left_by.T
-    weight = plain_weight(one.base)
-    for start, stop in spans(len(weight), weight[0].numel()):
+    weight = one.plain()
+    wide = torch.promote_types(wider(weight.dtype), wider(one.a.dtype))
+    pairs = zip(one.parts(weight, one.a, one.b), one.parts(weight, a, b), strict=True)
+    for number, ((matrix, *factors), (_, *brought)) in enumerate(pairs):
+        right, left, right_by, left_by = (factor.to(wide) for factor in (*factors, *brought))
+        if one.transposed:
+            matrix, left, right, left_by, right_by = matrix.T, right.T, left.T, right_by.T, left_by.T
+        rows = _of_matrix(matrix, (left, right), (left_by, right_by), one.scaling)
+        if isinstance(one, StackedLowRank):
+            yield number, torch.cat([some for _, some in rows])[None]
+        else:
+            yield from rows
+
+
+def _of_matrix(
+    matrix: Tensor, factors: tuple[Tensor, Tensor], brought: tuple[Tensor, Tensor], scaling: float
+) -> Iterator[tuple[int, Tensor]]:
+    """The same of one matrix.
+
+    Args:
+        matrix: in the layout of its parameter.
+        factors, brought: left and right factor of what is added to it, and their gradients.
+    """
+    (left, right), (left_by, right_by) = factors, brought
+    for start, stop in spans(len(matrix), matrix[0].numel()):
         some, some_by = left[start:stop], left_by[start:stop]
-        gradient = one.scaling * (some_by @ right + some @ right_by - some_by @ right_by)
-        rows = weight[start:stop].flatten(1).to(gradient) + one.scaling * (some @ right)
-        yield start, (gradient * rows).square().reshape(weight[start:stop].shape)
+        gradient = scaling * (some_by @ right + some @ right_by - some_by @ right_by)
+        rows = matrix[start:stop].flatten(1).to(gradient) + scaling * (some @ right)
+        yield start, (gradient * rows).square().reshape(matrix[start:stop].shape)

@@ -12,7 +12,7 @@ from shearfx.errors import PlanError, message
 from shearfx.gating.contracted import is_adapter
 from shearfx.gating.sites import GateSite, base_layer, input_axis, live_names, outer_path
 from shearfx.graph import Graph, Group, mentions, module_path
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.saliency.base import refuse_unseen
 from shearfx.saliency.evidence import Evidence
 
@@ -110,7 +110,7 @@ def _check_weights(readers: Readers, graph: Graph, model: nn.Module, live: Mappi
     if not readers.products:
         return
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    adapted = {id(getattr(one.base, "weight", None)) for one in adapters_of(model).values()}
+    adapted = {id(getattr(one.base, one.leaf, None)) for one in adapters_of(model).values()}
     for product in readers.products:
         for name in product.made_of:
             weight = parameters.get(live.get(name, name))

@@ -17,7 +17,8 @@ from shearfx.gating.moments import FeatureMoments, feature_moments
 from shearfx.gating.sites import GateSite, base_layer
 from shearfx.gradients import call, forward_each
 from shearfx.graph import Graph, Group
-from shearfx.low_rank import LowRank, adapters_of, plain_weight, spans, wider
+from shearfx.live_adapters import adapters_of
+from shearfx.low_rank import LowRank, plain_weight, spans, wider
 from shearfx.saliency.base import Saliency, Scores
 from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.readers import find_readers, unread

@@ -17,7 +17,7 @@ from shearfx.gating.residuals import blocks, inverse, within
 from shearfx.gating.sites import GateSite
 from shearfx.gradients import call, forward_each
 from shearfx.graph import Graph, Group
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of
 from shearfx.saliency.base import Saliency, Scores, of_part, register
 from shearfx.saliency.evidence import Evidence
 from shearfx.saliency.readers import find_readers, unread

@@ -10,11 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from shearfx.adapted_parameters import adapted_parameters, experts_of
 from shearfx.adapters import base_name
 from shearfx.config import ShearConfig
-from shearfx.errors import PlanError
-from shearfx.low_rank import adapters_of
+from shearfx.live_adapters import adapters_of, experts_of
 from shearfx.pipeline.adapting import adapting
 from shearfx.training.merging import merge_into
 from tests import zoo
@@ -40,19 +38,12 @@ def test_merged_is_adapted(name: str) -> None:
     model = zoo.get(name).build().to(torch.float64)
     target, before = copy.deepcopy(model.module), model.module(*model.args, **model.kwargs).logits
     wrapped = learnt(model.module)
-    bare = adapted_parameters(wrapped)
-    assert {base_name(one.name) for one in bare} >= set(experts_of(target)) != set()
+    assert {base_name(one.name) for one in adapters_of(wrapped).values()} >= set(experts_of(target)) != set()
     adapted = wrapped(*model.args, **model.kwargs).logits
-    merge_into(target, adapters_of(wrapped, bare=True), parameters=bare)
+    merge_into(target, adapters_of(wrapped))
     merged = target(*model.args, **model.kwargs).logits
     assert (merged - adapted).abs().max() <= 1e-10 * adapted.abs().max()
     assert (adapted - before).abs().max() > 1e-3 * before.abs().max()
-
-
-def test_what_takes_adapters_of_layers_only_refuses_them() -> None:
-    wrapped = learnt(zoo.get("mixtral").build().module)
-    with pytest.raises(PlanError, match="adapts a bare parameter"):
-        adapters_of(wrapped)
 
 
 def test_a_router_that_gives_more_than_what_comes_out_is_left_alone() -> None:
