@@ -93,20 +93,21 @@ class Collector:
             rows = sums.new_zeros(len(sums), size + 1).index_add_(1, self._where[key], sums)[:, :size]
             _add_to(pending, group, rows)
 
-    def add_whole(self, group: str, where: Tensor, along: Tensor) -> None:
-        """Take in derivatives of the last forward pass whose sequences cannot be told apart.
+    def add_whole(self, group: str, where: Tensor, along: Tensor, number: int | None = None) -> None:
+        """Take in derivatives whose sequences cannot be told apart.
 
         Args:
             group: gated somewhere.
             where: LongTensor ``[size]``, the structure of each index, or -1.
             along: ``[size]``, one for each index.
+            number: of the forward pass that they belong to (default: the last one).
         """
         if group not in self.square:
             return
         size = self.sizes[group]
         index = torch.where(where >= 0, where, size).to(along.device)
         row = along.new_zeros(size + 1).index_add_(0, index, along)[None, :size]
-        _add_to(self._pending.setdefault(self.number, {}), group, row)
+        _add_to(self._pending.setdefault(self.number if number is None else number, {}), group, row)
 
     def flush(self) -> None:
         """Square what the last backward passes brought. A pass whose loss overflowed counts for nothing."""

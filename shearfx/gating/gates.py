@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shearfx.errors import PlanError, message
 from shearfx.gating.collecting_gate import collected
 from shearfx.gating.collector import Collector
+from shearfx.gating.formed import FormedWeights
 from shearfx.gating.sites import GatedWeight, GateSite, Places, places
 from shearfx.gating.stand_ins import StandIn
 from shearfx.graph import Graph, Group
@@ -52,9 +53,12 @@ class Gates:
         for site in self.places.sites:
             for group, _ in site.where:
                 self._of[group].append(site)
+        self._in_place = [weight for weight in self.places.weights if not weight.formed]
         self._weights: dict[str, list[GatedWeight]] = {name: [] for name in self.groups}
-        for weight in self.places.weights:
+        for weight in self._in_place:
             self._weights[weight.group].append(weight)
+        formed = [weight for weight in self.places.weights if weight.formed]
+        self._formed = FormedWeights(formed, self._factor, lambda: None if self._open else self.collector)
         self._saved: dict[int, list[tuple[nn.Parameter, int, Tensor, Tensor]]] = {}
         self._hooks: list[Any] = []
         self._attached = self._open = False
@@ -109,13 +113,15 @@ class Gates:
             self._attached = True
             for site in self.places.sites:
                 self._hooks.append(self._hook(site))
-            self._scale(self.places.weights)
+            self._formed.attach()
+            self._scale(self._in_place)
         return self
 
     def detach(self) -> None:
         """Take the gates off; the model is what it was, bit for bit."""
         for hook in self._hooks:
             hook.remove()
+        self._formed.detach()
         self._hooks, self._attached = [], False
         self._vectors.clear()
         self._restore()
@@ -136,7 +142,7 @@ class Gates:
         finally:
             self._open = before
             if self._attached and not before:
-                self._scale(self.places.weights)
+                self._scale(self._in_place)
 
     def _hook(self, site: GateSite) -> Any:
         if site.side == "in":
@@ -187,11 +193,23 @@ class Gates:
         touched = {id(w.parameter): w.parameter for w in weights}
         for key, parameter in touched.items():
             self._restore_one(key)
-            for weight in (w for w in self.places.weights if w.parameter is parameter):
+            for weight in (w for w in self._in_place if w.parameter is parameter):
                 self._scale_one(key, weight)
 
+    def _factor(self, weight: GatedWeight, formed: Tensor) -> Tensor | None:
+        """What a formed weight is multiplied by, shaped to broadcast; None where that is all ones."""
+        factor = self._factors_of(weight)
+        if self._open or bool((factor == 1).all()):
+            return None
+        return factor.to(formed.device, formed.dtype).reshape(
+            [-1 if i == weight.axis else 1 for i in range(formed.dim())]
+        )
+
+    def _factors_of(self, weight: GatedWeight) -> Tensor:
+        return torch.cat([self.values[weight.group], torch.ones(1)])[weight.where]
+
     def _scale_one(self, key: int, weight: GatedWeight) -> None:
-        factor = torch.cat([self.values[weight.group], torch.ones(1)])[weight.where]
+        factor = self._factors_of(weight)
         index = (factor != 1).nonzero().flatten()
         if not len(index):
             return

@@ -41,12 +41,19 @@ class GateSite:
 
 @dataclass(frozen=True, eq=False)
 class GatedWeight:
-    """One dim of a parameter that no module's input or output stands for: gated in place."""
+    """One dim of a parameter that no module's input or output stands for: gated in the parameter itself."""
 
     group: str
     parameter: nn.Parameter
     axis: int
     where: torch.Tensor
+    """LongTensor: the structure that each index goes with, -1 where it has none."""
+    module: nn.Module
+    leaf: str
+    """What the module calls it."""
+    formed: bool
+    """Whether the module adds to it what an adapter has learnt whenever it runs: the sum is gated then and there. Else
+    the parameter is, in place."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +113,14 @@ def places(graph: Graph, model: nn.Module, groups: Iterable[Group]) -> Places:
                 spot = spot_of(alias, member.dim)
                 if spot is None:
                     parameter = getattr(modules[owner], leaf)
+                    formed = id(parameter) in adapted
                     if not parameter.is_floating_point():
                         what = f"{name} is kept as {parameter.dtype}, and is not read by a linear layer"
                         raise PlanError(message(what, todo=f"leave out groups of kind {group.kind!r}"))
-                    if id(parameter) in adapted:
-                        what = f"an adapter changes {name}, which no module's input or output stands for"
+                    if formed and alias not in alone:
+                        what = f"an adapter changes {name}, which is read elsewhere than in its module too"
                         raise PlanError(message(what, todo="merge it first: model.merge_and_unload()"))
-                    weights.append(GatedWeight(group.name, parameter, member.dim, where))
+                    weights.append(GatedWeight(group.name, parameter, member.dim, where, modules[owner], leaf, formed))
                     break  # aliases are the very same tensor
                 side, axis = spot
                 outer = outer_path(owner, modules)

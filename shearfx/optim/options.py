@@ -85,7 +85,7 @@ def check_gated(gates: Gates, adapters: Mapping[str, LowRank]) -> None:
     """Raise PlanError where a gate would scale a weight and leave out what its adapter adds."""
     bases = {id(one.weight): one.path for one in adapters.values()}
     for place in gates.places.weights:
-        if id(place.parameter) in bases:
+        if id(place.parameter) in bases and not place.formed:
             what = f"{place.group} is gated in a weight that has an adapter, which the gate would not reach"
             todo = 'pass carrier="weights", or leave the layer out of target_modules='
             raise PlanError(message(what, where=bases[id(place.parameter)], todo=todo))

@@ -81,7 +81,7 @@ class Fisher(Saliency):
         check_seen(gates, self.name, self.weights)
         seen = self._collector(gates, model, batches, loss or batch_loss)
         of: dict[int, list[GatedWeight]] = {}
-        for one in gates.places.weights:
+        for one in (place for place in gates.places.weights if not place.formed):
             of.setdefault(id(one.parameter), []).append(one)
 
         def receive(name: str, weight: Tensor, gradient: Tensor) -> None:
@@ -116,6 +116,6 @@ def check_seen(gates: Gates, what: str, weights: bool = True) -> None:
 
 def unseen_by(gates: Gates, weights: bool = True) -> list[Group]:
     """Groups that are not gated where they are read. Args: as of :func:`check_seen`."""
-    in_weights = set() if weights else {place.group for place in gates.places.weights}
+    in_weights = set() if weights else {place.group for place in gates.places.weights if not place.formed}
     seen = gates.places.inputs_only - in_weights
     return [group for name, group in gates.groups.items() if name not in seen]
