@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import shearfx
 from shearfx.config import ShearConfig
+from shearfx.optim import LHSPG
+from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.kinds import kinds_in
+from shearfx.training.state_files import read_state
 from tests import zoo
 from tests.tiny_runs import Telling, options, write_text
 from tests.tiny_tokenizers import byte_tokenizer
@@ -28,9 +33,12 @@ def tiny_mixtral() -> MixtralForCausalLM:
     return model
 
 
+def asked(folder: Path, **more: Any) -> dict[str, Any]:
+    return options(write_text(folder / "text.txt"), kinds=("ffn", "heads"), ratio=0.2, **more)
+
+
 def shear(model: Any, folder: Path, **more: Any) -> Any:
-    asked = options(write_text(folder / "text.txt"), kinds=("ffn", "heads"), ratio=0.2, **more)
-    return shearfx.shear(model, out=folder / "run", tokenizer=byte_tokenizer(), **asked)
+    return shearfx.shear(model, out=folder / "run", tokenizer=byte_tokenizer(), **asked(folder, **more))
 
 
 def test_experts_are_cut_fitted_and_recovered(tmp_path: Path) -> None:
@@ -48,6 +56,50 @@ def test_experts_are_cut_fitted_and_recovered(tmp_path: Path) -> None:
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, sheared.model(ids).logits)
+
+
+PAPER = {"recipe": "paper", "compensation": "none", "distill": 0.0}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prune_share": 0.5, "distill": 0.5},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (
+            {"prune_share": 0.5, "targets": ("q_proj", "v_proj"), "compensation": "none"},  # experts learn nothing
+            {"prune_share": 0.5, "saliency": "loraprune", "compensation": "none"}, PAPER,
+            {"prune_share": 0.5, "carrier": "weights", "merge": "period", "compensation": "none"},
+            {"prune_share": 0.5, "merge": "never", "compensation": "none"},
+        )),
+    ],
+    ids=lambda more: ", ".join(f"{k} {v}" for k, v in more.items()),
+)  # fmt: skip
+def test_experts_that_fade_are_what_is_cut(tmp_path: Path, more: dict[str, Any]) -> None:
+    ids, faded, detach = torch.arange(48).reshape(3, 16) % 200, [], LHSPG.detach
+
+    def watched(self: LHSPG) -> None:
+        if self.gates.attached and not self.model.training:
+            with torch.no_grad():
+                faded.append(self.model(input_ids=ids).logits)
+        detach(self)
+
+    with patch.object(LHSPG, "detach", watched):
+        sheared = shear(tiny_mixtral(), tmp_path, tokens=20 * 64, periods=2, **more)
+    assert {cut.kind for cut in sheared.plan.cuts} == {"ffn", "heads"}
+    assert len(faded) == 1
+    cut = shearfx.load(tmp_path / "run" / "cut")
+    if more.get("merge") == "never":
+        learnt: Any = read_state(tmp_path / "run" / "state" / "adapter")
+        with adapting(ShearConfig.of_mapping(asked(tmp_path, **more)), cut, learnt) as one, torch.no_grad():
+            found = one(input_ids=ids).logits
+        assert isinstance(sheared.model, PeftModel)
+        fresh = PeftModel.from_pretrained(shearfx.load(tmp_path / "run" / "model"), str(tmp_path / "run" / "adapter"))
+        with torch.no_grad():
+            assert torch.equal(fresh(input_ids=ids).logits, sheared.model(input_ids=ids).logits)
+    else:
+        with torch.no_grad():
+            found = cut(input_ids=ids).logits
+    torch.testing.assert_close(found, faded[0], rtol=1e-4, atol=1e-4)  # float32
 
 
 @pytest.mark.slow

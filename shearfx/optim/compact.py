@@ -9,14 +9,16 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
 
 from shearfx.adapter_cuts import adapter_cuts
-from shearfx.adapters import configs_of, is_wrapped, wrap
+from shearfx.adapters import base_name, configs_of, is_wrapped, wrap
 from shearfx.attributes import settle
 from shearfx.construction import construct
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph
+from shearfx.live_adapters import adapters_of, adapts_parameter
 from shearfx.low_rank import LowRank
 from shearfx.optim.options import check_writable
 from shearfx.optim.standing_in import StandingIn
@@ -93,19 +95,28 @@ def compact(
     if stand_ins is not None:
         stand_ins.fold(small, plan)
     if keep:
-        return _with_adapter(small, model, plan)
+        return _with_adapter(small, model, adapters, plan)
     merge_into(small, adapters, plan)
     return small  # type: ignore[no-any-return]
 
 
-def _with_adapter(small: nn.Module, model: Any, plan: PruningPlan) -> nn.Module:
+@torch.no_grad()
+def _with_adapter(small: nn.Module, model: Any, adapters: Mapping[str, LowRank], plan: PruningPlan) -> nn.Module:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     (active,) = model.active_adapters
     config = configs_of(model)[active]
     wrapped: Any = wrap(small, {active: copy.deepcopy(config)})
     tensors = get_peft_model_state_dict(model, adapter_name=active, save_embedding_layers=False)
+    # parameters of no layer are known by the live model, not by the names of their factors
+    bare = {path: one for path, one in adapters.items() if adapts_parameter(model.get_submodule(path))}
+    tensors = {name: t for name, t in tensors.items() if name.partition(".lora_")[0] not in bare}
     cuts = adapter_cuts(plan, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     cut = {name: cuts[name](tensor.detach()) for name, tensor in tensors.items()}
     set_peft_model_state_dict(wrapped, cut, adapter_name=active)
+    now = adapters_of(wrapped)
+    for path, one in bare.items():
+        a, b = one.cut(plan.kept.get(base_name(one.name) or "", {}))
+        now[path].a.copy_(a)
+        now[path].b.copy_(b)
     return wrapped  # type: ignore[no-any-return]

@@ -57,6 +57,9 @@ class StandingIn:
         if gates.groups and not self.sites:
             what = "no linear layer reads what may become redundant, so nothing can be compensated"
             raise PlanError(message(what, where="LHSPG(compensate=...)", todo="leave it out"))
+        read = {group for site in self.sites.values() for group, _ in site.where}
+        self.alone = [name for name in gates.groups if name not in read]
+        """The groups that fade without anything that stands in for them: no linear layer reads them."""
 
     @torch.no_grad()
     def fit(self, fading: Mapping[str, Tensor], redundant: Mapping[str, Iterable[int]]) -> None:
