@@ -111,7 +111,8 @@ def test_a_weight_that_is_read_elsewhere_is_refused() -> None:
             self.inner.down = nn.Parameter(torch.randn(8, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = torch.relu(self.up(x)) @ self.inner.down
+            down: Any = self.inner.down
+            found: torch.Tensor = torch.relu(self.up(x)) @ down
             return found
 
     from peft import LoraConfig, get_peft_model
