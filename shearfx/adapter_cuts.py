@@ -76,6 +76,10 @@ def _by_base(plan: PruningPlan, key: str, shapes: Mapping[str, tuple[int, ...]],
         return AdapterCut(plan, name)
     path, _, rest = name.partition(".lora_")
     weight = f"{path}.weight"
+    if weight not in plan.shapes and getattr(config, "target_parameters", None):
+        what = f"{key} is of a parameter of no layer, and its file does not say of which"
+        todo = "merge it first, or cut the live model: LHSPG.construct('keep')"
+        raise CheckpointError(message(what, todo=todo))
     if weight not in plan.shapes:
         raise PlanError(message(f"the plan knows no {weight}, which the adapter's {key} belongs to", todo=_TODO))
     factor = rest.split(".")[0]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 import shearfx
+from shearfx.adapter_cuts import adapter_cuts
+from shearfx.errors import CheckpointError
 from shearfx.optim import LHSPG
 from shearfx.precision import double_precision
+from shearfx.pruning_plan import PruningPlan
 from shearfx.selection import Tied
 from tests import zoo
 from tests.test_live_adapters import learnt
 
 BATCH = {"input_ids": torch.arange(20).reshape(4, 5) % 7}
+
+
+def test_an_adapters_files_that_do_not_say_what_they_adapt_are_refused() -> None:
+    plan = SimpleNamespace(shapes={"mlp.experts.down_proj": (2, 4, 3)}, kept={})
+    config = LoraConfig(r=2, target_parameters=["experts.down_proj"])
+    with pytest.raises(CheckpointError, match=r"of a parameter of no layer(.|\n)*construct\('keep'\)"):
+        adapter_cuts(cast(PruningPlan, plan), {"mlp.experts.lora_A.weight": (4, 3)}, config)
 
 
 @torch.no_grad()
