@@ -150,12 +150,12 @@ def same_size(a: Size, b: Size) -> bool:
 
 
 class MismatchError(Exception):
-    """Two terms that no product or concatenation reconciles."""
+    """Terms that no product or concatenation reconciles; all else of the equation that they are in is solved."""
 
-    def __init__(self, left: Dim, right: Dim) -> None:
+    def __init__(self, *pairs: tuple[Dim, Dim]) -> None:
+        left, right = pairs[0]
         super().__init__(f"{left} (size {left.size}) against {right} (size {right.size})")
-        self.left = left
-        self.right = right
+        self.pairs = pairs
 
 
 class Solver:
@@ -208,7 +208,7 @@ class Solver:
         dim = self.resolve(dim)
         if any(atom.pin is None for atom in leaves(dim)):
             self.pins.append((dim, pin))
-            _spread(dim, pin)
+        _spread(dim, pin)
 
     # -- equations ---------------------------------------------------------------------------------
 
@@ -217,9 +217,10 @@ class Solver:
         try:
             self.unify(left, right)
         except MismatchError as mismatch:
-            reason = f"{why or 'the two sides of an operator'} factor differently: {mismatch}"
-            self.pin(mismatch.left, reason, node)
-            self.pin(mismatch.right, reason, node)
+            for pair in mismatch.pairs:
+                reason = f"{why or 'the two sides of an operator'} factor differently: {MismatchError(pair)}"
+                for side in pair:
+                    self.pin(side, reason, node)
 
     def unify(self, left: Dim, right: Dim) -> None:
         """Make the two terms equal.
@@ -231,7 +232,7 @@ class Solver:
         if left is right:
             return
         if not same_size(left.size, right.size):
-            raise MismatchError(left, right)
+            raise MismatchError((left, right))
         if isinstance(left, Atom):
             self._bind(left, right)
         elif isinstance(right, Atom):
@@ -246,13 +247,14 @@ class Solver:
 
     def _bind(self, atom: Atom, term: Dim) -> None:
         if any(leaf is atom for leaf in leaves(term)):
-            raise MismatchError(atom, term)
+            raise MismatchError((atom, term))
         atom.bound = term
         if atom.pin is not None and atom.pin is not OPEN:
             _spread(term, atom.pin)
 
     def _unify_products(self, left: Prod, right: Prod) -> None:
         lefts, rights = list(left.factors), list(right.factors)
+        failed: list[tuple[Dim, Dim]] = []
         while lefts and rights:
             a, b = self.resolve(lefts.pop(0)), self.resolve(rights.pop(0))
             for term, rest in ((a, lefts), (b, rights)):
@@ -264,36 +266,62 @@ class Solver:
                 if not isinstance(b, Prod):
                     rights.insert(0, b)
                 continue
-            if same_size(a.size, b.size):
-                self.unify(a, b)
-            elif (inner := quotient(b.size, a.size)) is not None:
-                outer, rest_b = self.factor(b, a.size, inner, against=prod((a, *lefts)))
-                self.unify(a, outer)
-                rights.insert(0, rest_b)
-            elif (inner := quotient(a.size, b.size)) is not None:
-                outer, rest_a = self.factor(a, b.size, inner, against=prod((b, *rights)))
-                self.unify(outer, b)
-                lefts.insert(0, rest_a)
-            else:
-                raise MismatchError(prod((a, *lefts)), prod((b, *rights)))
-        if lefts or rights:
-            raise MismatchError(prod(lefts), prod(rights))
+            whole = prod((a, *lefts)), prod((b, *rights))
+            try:
+                if same_size(a.size, b.size):
+                    outer_a, outer_b = a, b
+                elif (inner := quotient(b.size, a.size)) is not None:
+                    outer_a, (outer_b, rest_b) = a, self.factor(b, a.size, inner)
+                    rights.insert(0, rest_b)
+                elif (inner := quotient(a.size, b.size)) is not None:
+                    (outer_a, rest_a), outer_b = self.factor(a, b.size, inner), b
+                    lefts.insert(0, rest_a)
+                else:
+                    raise MismatchError(whole)
+            except MismatchError:
+                failed.append(whole)
+                break
+            self._unify_or(failed, outer_a, outer_b)
+        else:
+            if lefts or rights:
+                failed.append((prod(lefts), prod(rights)))
+        if failed:
+            raise MismatchError(*failed)
 
     def _unify_sum(self, left: Dim, right: Dim) -> None:
+        failed: list[tuple[Dim, Dim]] = []
         while True:
             left, right = self.resolve(left), self.resolve(right)
             heads = [term.parts[0].size for term in (left, right) if isinstance(term, Sum)]
             if left is right or not heads:
-                return self.unify(left, right)
+                self._unify_or(failed, left, right)
+                break
             at = min(heads) if all(isinstance(h, int) for h in heads) else heads[0]
-            first_left, left = self.cut(left, at, against=right)
-            first_right, right = self.cut(right, at, against=left)
-            self.unify(first_left, first_right)
+            try:
+                (first_left, rest_left), (first_right, rest_right) = self.cut(left, at), self.cut(right, at)
+            except MismatchError:
+                failed.append((left, right))
+                break
+            self._unify_or(failed, first_left, first_right)
+            left, right = rest_left, rest_right
+        if failed:
+            raise MismatchError(*failed)
+
+    def _unify_or(self, failed: list[tuple[Dim, Dim]], left: Dim, right: Dim) -> None:
+        """Make two terms equal, or note what of them cannot be, and go on."""
+        try:
+            self.unify(left, right)
+        except MismatchError as mismatch:
+            failed += mismatch.pairs
 
     # -- taking terms apart ------------------------------------------------------------------------
 
-    def cut(self, dim: Dim, at: Size, against: Dim | None = None) -> tuple[Dim, Dim]:
-        """Write ``dim`` as the concatenation of its first ``at`` indices and the rest; return both."""
+    def cut(self, dim: Dim, at: Size) -> tuple[Dim, Dim]:
+        """Write ``dim`` as the concatenation of its first ``at`` indices and the rest; return both.
+
+        Raises:
+            MismatchError: it cannot be; nothing is solved then that does not follow.
+        """
         dim = self.resolve(dim)
         if same_size(at, 0):
             return ZERO, dim
@@ -304,7 +332,7 @@ class Solver:
             self._bind(dim, concat((left, right)))
             return left, right
         if not isinstance(at, int) or not isinstance(dim.size, int):
-            raise MismatchError(dim, against or dim)
+            raise MismatchError((dim, dim))
         if isinstance(dim, Sum):
             return self._cut_sum(dim, at)
         assert isinstance(dim, Prod)
@@ -329,8 +357,12 @@ class Solver:
             offset += part.size
         raise AssertionError("a cut beyond the end")
 
-    def factor(self, dim: Dim, outer: Size, inner: Size, against: Dim | None = None) -> tuple[Dim, Dim]:
-        """Write ``dim`` as the product of an outer and an inner dimension of these sizes; return both."""
+    def factor(self, dim: Dim, outer: Size, inner: Size) -> tuple[Dim, Dim]:
+        """Write ``dim`` as the product of an outer and an inner dimension of these sizes; return both.
+
+        Raises:
+            MismatchError: it cannot be.
+        """
         dim = self.resolve(dim)
         if same_size(outer, 1):
             return ONE, dim
@@ -341,26 +373,26 @@ class Solver:
             self._bind(dim, prod((left, right)))
             return left, right
         if isinstance(dim, Prod):
-            return self._factor_product(dim, outer, inner, against)
+            return self._factor_product(dim, outer, inner)
         assert isinstance(dim, Sum)
-        return self._factor_sum(dim, outer, inner, against)
+        return self._factor_sum(dim, outer, inner)
 
-    def _factor_product(self, dim: Prod, outer: Size, inner: Size, against: Dim | None) -> tuple[Dim, Dim]:
+    def _factor_product(self, dim: Prod, outer: Size, inner: Size) -> tuple[Dim, Dim]:
         split = Prod((self._like(dim, outer), self._like(dim, inner)), dim.size)
         self._unify_products(split, dim)
         return self.resolve(split.factors[0]), self.resolve(split.factors[1])
 
-    def _factor_sum(self, dim: Sum, outer: Size, inner: Size, against: Dim | None) -> tuple[Dim, Dim]:
+    def _factor_sum(self, dim: Sum, outer: Size, inner: Size) -> tuple[Dim, Dim]:
         counts = [quotient(part.size, inner) for part in dim.parts]
         if all(count is not None for count in counts):
-            pieces = [self.factor(part, count, inner, against) for part, count in zip(dim.parts, counts, strict=True)]
+            pieces = [self.factor(part, count, inner) for part, count in zip(dim.parts, counts, strict=True)]
         elif isinstance(outer, int) and isinstance(inner, int) and outer <= MAX_ROWS:
             pieces, rest = [], self.resolve(dim)
             for _ in range(outer):
                 row, rest = self.cut(self.resolve(rest), inner)
                 pieces.append((ONE, row))
         else:
-            raise MismatchError(dim, against or dim)
+            raise MismatchError((dim, dim))
         for _, row in pieces[1:]:
             self.unify(pieces[0][1], row)
         return self.resolve(concat(rows for rows, _ in pieces)), self.resolve(pieces[0][1])
@@ -382,7 +414,7 @@ def _is(a: object, b: object) -> bool:
 
 def _spread(dim: Dim, pin: Pin) -> None:
     for atom in leaves(dim):
-        if atom.pin is None:
+        if atom.pin is None or atom.pin is OPEN:  # what an open atom turns out to be a multiple of is pinned then too
             atom.pin = pin
 
 

@@ -197,6 +197,39 @@ def test_what_cannot_be_equal_is_pinned(case: tuple[int, list[Recipe]]) -> None:
     assert_cut_alike(solver, dims)
 
 
+@st.composite
+def sides(draw: st.DrawFn, solver: Solver, depth: int = 1) -> tuple[Dim, Dim]:
+    """Two terms of one size, made of the same and of other atoms, in which not all goes together."""
+    kind = draw(st.sampled_from(("swapped", "fresh", "same", "sum", "prod") if depth else ("swapped", "fresh", "same")))
+    if kind in ("sum", "prod"):
+        pairs = [draw(sides(solver, depth - 1)) for _ in range(draw(st.integers(1, 3 if kind == "sum" else 2)))]
+        join = concat if kind == "sum" else prod
+        return join(left for left, _ in pairs), join(right for _, right in pairs)
+    a, b = (solver.fresh(draw(st.integers(2, 4))) for _ in range(2))
+    if kind == "same":
+        return a, a
+    return (prod((a, b)), prod((b, a))) if kind == "swapped" else (a, solver.fresh(a.size))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_what_follows_something_that_cannot_be_equal_is_equal_or_pinned_too(data: st.DataObject) -> None:
+    solver = Solver()
+    pairs = [data.draw(sides(solver)) for _ in range(data.draw(st.integers(2, 3)))]
+    join = data.draw(st.sampled_from([concat, prod]))
+    left, right = join(left for left, _ in pairs), join(right for _, right in pairs)
+    solver.equate(left, right)
+    assert_cut_alike(solver, [left, right])
+
+
+def test_the_rest_of_an_equation_that_fails_is_solved() -> None:
+    solver = Solver()
+    a, b, c, d = (solver.fresh(size) for size in (2, 3, 5, 5))
+    solver.equate(concat([prod((a, b)), c]), concat([prod((b, a)), d]))
+    assert solver.pinned(a) and solver.pinned(b)
+    assert solver.resolve(c) is solver.resolve(d) and not solver.pinned(c)
+
+
 @given(equations(), st.integers(0, 3))
 def test_a_pin_follows_what_an_atom_is_made_of(case: tuple[int, list[Recipe]], which: int) -> None:
     solver = Solver()
@@ -354,6 +387,17 @@ def test_a_dim_of_open_size_is_pinned_only_as_far_as_it_is_open() -> None:
     flat = solver.fresh(6 * batch)
     solver.equate(flat, prod((solver.fresh(batch), solver.fresh(6))))
     assert [atom.pin is None for atom in solver.atoms(flat)] == [False, True]
+
+
+def test_what_an_open_dim_that_is_pinned_turns_out_to_be_is_pinned() -> None:
+    import sympy
+
+    batch = sympy.Symbol("s0", positive=True, integer=True)
+    solver = Solver()
+    flat = solver.fresh(6 * batch)
+    solver.pin(flat, "a running sum goes by position")
+    solver.equate(flat, prod((solver.fresh(batch), solver.fresh(6))))
+    assert solver.pinned(flat)
 
 
 def test_the_first_reason_for_a_pin_is_kept() -> None:
