@@ -41,7 +41,10 @@ def attention(site: Site) -> Dims:
     heads: Dims = ()
     if len(q) > 2:
         if site.arg("enable_gqa") and q[-3].size != k[-3].size:
-            site.equate(k[-3], v[-3])
+            if k[-3].size != v[-3].size:  # each has groups of its own
+                site.pin((q[-3], k[-3], v[-3]), "attention with other numbers of key and value heads")
+            else:
+                site.equate(k[-3], v[-3])
             group = site.fresh(q[-3].size // k[-3].size)
             site.role("repeated", group)
             grouped = prod((k[-3], group))

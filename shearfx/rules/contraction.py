@@ -91,6 +91,7 @@ def _einsum_samples() -> Iterable[tuple[Any, ...]]:
     yield aten.einsum.default, ("bid,de", [t(2, 3, 4), t(4, 5)]), {}
     yield aten.einsum.default, ("...ij,jk->...ik", [t(2, 6, 3, 4), t(4, 5)]), {}
     yield aten.einsum.default, ("i,j,k->ijk", [t(3), t(4), t(5)]), {}
+    yield aten.einsum.default, ("...i,ij->j", [t(2, 3, 4), t(4, 5)]), {}
 
 
 @rule(aten.einsum.default, samples=_einsum_samples)
@@ -106,11 +107,8 @@ def einsum(site: Site) -> Dims:
     else:
         right_names = _letters(right)
     nodes = site.tensors()
-    for node, names in zip(nodes, operands, strict=True):
-        if len(set(names)) < len(names):
-            assert node is not None
-            site.pin(site.dims(node), "an einsum that takes a diagonal")
-            return site.fresh_like_output()
+    if any(len(set(names)) < len(names) for names in operands):
+        return site.opaque([dim for node in nodes for dim in site.dims(node)], "an einsum that takes a diagonal")
     parsed = Pattern(equation, tuple(operands), (False,) * len(operands), right_names)
     return apply_pattern(site, parsed, nodes)
 

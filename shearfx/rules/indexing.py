@@ -56,8 +56,7 @@ def index(site: Site) -> Dims:
         return _sliced(site, dims, present[0], *run)
     for i in present:
         if indices[i].meta["val"].dtype in (torch.bool, torch.uint8):
-            site.pin(dims, "selected by a mask")
-            return site.fresh_like_output()
+            return site.opaque(dims, "selected by a mask")
         site.pin(dims[i], LOOKED_UP)
     taken = site.broadcast([site.dims(indices[i]) for i in present])
     site.operands(node, transfer=join)

@@ -91,6 +91,10 @@ def apply_pattern(site: Site, pattern: Pattern, nodes: Sequence[fx.Node | None])
     for name in contracted:
         site.contracts(letters[name], term, carriers=tuple(having.get(name, ())))
         site.role("contracted", letters[name])
+    if "..." not in pattern.output:
+        for i, dim in enumerate(reversed(shared), start=1):
+            axes = [(place, dims[-i]) for place, dims in zip(stretched, ellipses, strict=True) if len(dims) >= i]
+            site.contracts(dim, term, carriers=tuple(place for place, axis in axes if not is_one(axis.size)))
     triples = zip(nodes, pattern.inputs, pattern.additive, strict=True)
     factors = [(node, names) for node, names, added in triples if not added]
     if len(factors) == 2 and all(node is not None for node, _ in factors):

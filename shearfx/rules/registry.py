@@ -181,6 +181,13 @@ class Site:
         """New dims for the single tensor that the node returns."""
         return tuple(self.fresh(size) for size in self.shape())
 
+    def opaque(self, dims: Iterable[Dim], reason: str) -> Dims:
+        """Forbid cutting these dims of operands and all of the single tensor that the node returns: what becomes of an
+        index there is not followed. Returns the dims of the result."""
+        out = self.fresh_like_output()
+        self.pin([*dims, *out], reason)
+        return out
+
     def equate(self, left: Dim, right: Dim) -> None:
         """State that two dims are the same."""
         self.solver.equate(left, right, f"the two sides of {self.node.target}", self.node.name)

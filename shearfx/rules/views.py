@@ -206,8 +206,7 @@ def repeat(site: Site) -> Dims:
     for dim, count, size in zip(dims, repeats, site.shape(), strict=True):
         times = count if isinstance(count, int) else quotient(size, dim.size)
         if times is None:
-            site.pin(dims, "repeated as often as the input's size says")
-            return site.fresh_like_output()
+            return site.opaque(dims, "repeated as often as the input's size says")
         counts.append(site.fresh(times))
         site.role("repeated", counts[-1])
     site.sizes(argument, tuple(counts[len(counts) - given :]))
@@ -220,8 +219,7 @@ def repeat_interleave(site: Site) -> Dims:
     site.operands(site.arg("self"), transfer=join)
     dims = site.dims("self")
     if not isinstance(site.arg("repeats"), int):
-        site.pin(dims, "repeated as often as the input's size says")
-        return site.fresh_like_output()
+        return site.opaque(dims, "repeated as often as the input's size says")
     count = site.fresh(site.arg("repeats"))
     site.role("repeated", count)
     site.sizes("repeats", count)
