@@ -14,7 +14,7 @@ from shearfx.graph import Graph
 from shearfx.passes.manager import Pass
 from shearfx.rules import RULES, Site
 from shearfx.rules.pointwise import is_pointwise, pointwise
-from shearfx.rules.registry import Dims, Record, is_tensor, shape_of
+from shearfx.rules.registry import Dims, Record, fits, is_tensor, shape_of
 from shearfx.values import join
 
 
@@ -69,6 +69,8 @@ def _record(graph: Graph, node: fx.Node, by_name: dict[str, Dims]) -> Record:
             return _unknown(graph, node, f"shearfx has no rule for the operator {node.target}")
     except Exception as error:  # a rule that fails tells nothing, and what is not known is pinned
         return _unknown(graph, node, f"the rule for {node.target} failed: {type(error).__name__}: {error}")
+    if not fits(site.record.dims, node.meta.get("val")):  # several results of one kind, say, or sizes beyond algebra
+        return _unknown(graph, node, f"the rule for {node.target} tells of other results or sizes than it gives here")
     return site.record
 
 

@@ -11,12 +11,12 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from shearfx.dims import Dim, same_size
+from shearfx.dims import Dim
 from shearfx.errors import SoundnessError, message
 from shearfx.graph import Graph, mentions, show
-from shearfx.rules.registry import shape_of
+from shearfx.rules.registry import fits
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,9 @@ def _lints(graph: Graph) -> str | None:
 
 def _sizes_match(graph: Graph) -> str | None:
     for node, record in graph.records.items():
-        value: Any = node.meta.get("val")
-        if isinstance(record.dims, tuple):
-            shapes = [(record.dims, shape_of(value))]
-        elif isinstance(record.dims, list):
-            shapes = [(d, shape_of(v)) for d, v in zip(record.dims, value, strict=True) if d is not None]
-        else:
-            continue
-        for dims, shape in shapes:
-            if len(dims) != len(shape) or not all(same_size(d.size, s) for d, s in zip(dims, shape, strict=True)):
-                return f"{node.name} ({node.target}) has dims {dims} for shape {shape} [{graph.source(node)}]"
+        value = node.meta.get("val")
+        if not fits(record.dims, value):
+            return f"{node.name} ({node.target}) has dims {record.dims} for {value} [{graph.source(node)}]"
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from shearfx.dims import ONE, Atom, Dim, Size, Solver, concat, prod
+from shearfx.dims import ONE, Atom, Dim, Size, Solver, concat, prod, same_size
 from shearfx.values import Value, join, multiply
 
 Dims: TypeAlias = tuple[Dim, ...]
@@ -292,6 +292,18 @@ def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
     return tuple(size_of(s) for s in tensor.shape)
 
 
+def fits(result: Result, value: Any) -> bool:
+    """Whether dims are of the sizes that a node's (fake) value has, one tensor or several."""
+    if isinstance(result, list):
+        several = isinstance(value, (list, tuple)) and len(value) == len(result)
+        return several and all(dims is None or fits(dims, one) for dims, one in zip(result, value, strict=True))
+    if result is None:
+        return True
+    if not isinstance(value, torch.Tensor) or len(result) != value.dim():
+        return False
+    return all(same_size(dim.size, size) for dim, size in zip(result, shape_of(value), strict=True))
+
+
 # -- registering -----------------------------------------------------------------------------------
 
 
@@ -321,6 +333,7 @@ __all__ = [
     "Rule",
     "Site",
     "concat",
+    "fits",
     "is_one",
     "is_tensor",
     "join",
