@@ -65,7 +65,7 @@ def _norms(graph: Graph) -> list[Composed]:
 
 def _operator(graph: Graph, node: fx.Node) -> Composed | None:
     weight = node.args[2] if len(node.args) > 2 else node.kwargs.get("weight")
-    named = _weight(graph, weight) if isinstance(weight, fx.Node) else None
+    named = _weight(graph, weight) if isinstance(weight, fx.Node) and weight is not node.args[0] else None
     if named is None or named[1] != 0.0:
         return None
     epsilon = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
@@ -83,7 +83,7 @@ def _written_out(graph: Graph, mean: fx.Node) -> Composed | None:
     if x is None or not keepdim:
         return None
     add = _only_user(mean)
-    if add is None or add.target is not aten.add.Tensor or not isinstance(add.args[1], float):
+    if add is None or add.target is not aten.add.Tensor or not isinstance(add.args[1], float) or add.kwargs:
         return None
     root = _only_user(add)
     if root is None or root.target not in (aten.rsqrt.default, aten.sqrt.default, aten.pow.Tensor_Scalar):
@@ -100,8 +100,11 @@ def _written_out(graph: Graph, mean: fx.Node) -> Composed | None:
         return None
     if not inverse and scaled.args[1] is not root:
         return None
+    normalised = scaled.args[0] if scaled.args[1] is root else scaled.args[1]
+    if normalised is root or not isinstance(normalised, fx.Node) or _numbers(normalised) is not _numbers(x):
+        return None
     after = _only_user(scaled)
-    while after is not None and (after.target in _CASTS or after.target in _VIEWS):
+    while after is not None and (_is_cast(after) or after.target in _VIEWS) and after.args[0] is scaled:
         scaled, after = after, _only_user(after)
     if after is None or after.target is not aten.mul.Tensor:
         return None
@@ -128,16 +131,31 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a node copies or casts its first argument, and not to whole numbers or truth values."""
+    value = node.meta.get("val")
+    return node.target in _CASTS and isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _numbers(node: fx.Node) -> fx.Node:
+    """Where the numbers of a tensor come from, through casts and views."""
+    while (_is_cast(node) or node.target in _VIEWS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 def _weight(graph: Graph, node: fx.Node) -> tuple[str, float] | None:
-    """The parameter behind a factor ``offset + weight``, through casts, if nothing else uses it."""
+    """The parameter behind a factor ``offset + weight``, through casts, if nothing else uses it on the way."""
     offset = 0.0
-    while True:
+    while len(node.users) == 1:
         tensor = graph.traced.tensors.get(node)
         if tensor is not None:
-            return (tensor.name, offset) if tensor.kind == "parameter" and len(node.users) == 1 else None
-        if node.target in _CASTS:
+            uses = [n for n, other in graph.traced.tensors.items() if other.name == tensor.name and n.users]
+            alone = tensor.kind == "parameter" and tensor.dtype.is_floating_point and len(uses) == 1
+            return (tensor.name, offset) if alone else None
+        if _is_cast(node):
             source = node.args[0]
-        elif node.target is aten.add.Tensor and offset == 0.0:
+        elif node.target is aten.add.Tensor and offset == 0.0 and not node.kwargs:
             left, right = node.args[0], node.args[1]
             source, number = (left, right) if isinstance(left, fx.Node) else (right, left)
             if not isinstance(number, (int, float)):
@@ -148,3 +166,4 @@ def _weight(graph: Graph, node: fx.Node) -> tuple[str, float] | None:
         if not isinstance(source, fx.Node):
             return None
         node = source
+    return None

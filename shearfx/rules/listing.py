@@ -40,7 +40,7 @@ def pin_reasons() -> dict[str, list[str]]:
 def _reasons(module: ModuleType) -> list[str]:
     reasons = []
     for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "pin":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pin", "opaque"):
             reason = node.args[1] if len(node.args) > 1 else None
             if isinstance(reason, ast.Name):
                 reasons.append(str(getattr(module, reason.id, "")))

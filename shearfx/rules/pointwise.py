@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from shearfx.rules.registry import Dims, Site, is_tensor, parameters_of, rule
-from shearfx.values import Operand, Value, join, measure_operator
+from shearfx.rules.registry import Dims, Site, Transfer, is_tensor, parameters_of, rule
+from shearfx.values import Number, Operand, Value, join, measure_operator
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ def _measured(site: Site) -> Any:
             if is_tensor(value):
                 order.append(value)
                 return Operand(value.meta["val"].dtype)
-            return 1  # a number that follows the input's size
+            return _number(value.meta.get("val"))
         return tuple(map(stand_in, value)) if isinstance(value, (list, tuple)) else value
 
     template = tuple(map(stand_in, node.args))
@@ -68,6 +68,20 @@ def _measured(site: Site) -> Any:
         return measure_operator(node.target, template, keywords, tuple(values[i] for i in positions))
 
     return transfer
+
+
+def _number(value: Any) -> Any:
+    """Of a number that follows the input's size or its numbers: itself where it is fixed, else what is known of it."""
+    if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value if isinstance(value, (bool, int, float)) else Number(float)
+    if isinstance(value, torch.SymBool):
+        return Number(bool)
+    expression = value.node.expr
+    return Number(
+        int if isinstance(value, torch.SymInt) else float,
+        bool(getattr(expression, "is_positive", False)),
+        bool(getattr(expression, "is_nonnegative", False)),
+    )
 
 
 _CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default}
@@ -104,7 +118,7 @@ def identity(site: Site) -> Dims:
         site.operands(site.arg("src"), transfer=join)
         return site.broadcast([site.dims("self"), site.dims("src")])
     first = next(node for node in site.tensors() if node is not None)
-    site.operands(first, transfer=_rounded if _whole(site) else join)
+    site.operands(first, transfer=_cast(first.meta["val"].dtype, site.node.meta["val"].dtype))
     if "dropout" in str(site.node.target) and site.arg("train"):
         site.pin(site.dims(first), "dropout in training mode draws random numbers in the order of positions")
     if site.node.target not in _CASTS:
@@ -112,11 +126,14 @@ def identity(site: Site) -> Dims:
     return site.dims(first)
 
 
-def _whole(site: Site) -> bool:
-    dtype = site.node.meta["val"].dtype
-    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+def _cast(old: torch.dtype, new: torch.dtype) -> Transfer:
+    """Of a cast: one half becomes zero among whole numbers, and what is too small is false."""
+    if new.is_complex and not old.is_complex:
+        return lambda v: max(v[0], Value.FINITE) if v[0] is not Value.ZERO else v[0]
+    if new.is_floating_point or new.is_complex or (new is torch.bool and not old.is_floating_point):
+        return join
+    return _rounded
 
 
 def _rounded(values: list[Value]) -> Value:
-    """Of a cast to whole numbers: one half becomes zero."""
     return Value.NONNEGATIVE if values[0] is Value.POSITIVE else values[0]
