@@ -32,6 +32,9 @@ class InferDims(Pass):
         for node in graph.traced.graph.nodes:
             graph.records[node] = _record(graph, node, by_name)
         _pin_ranks(graph, by_name)
+        for name in graph.traced.changed:
+            for dim in by_name.get(name, ()):
+                graph.solver.pin(dim, f"the call writes into {name}: what it leaves there is not followed", name)
         for tensor in graph.traced.unused:
             dims = by_name.get(tensor.name) or tuple(graph.solver.fresh(size) for size in tensor.shape)
             for dim in dims:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from shearfx.dims import Atom, Dim
 from shearfx.errors import PlanError, message
 from shearfx.graph import Graph, kept_mask, mentions, new_size
+from shearfx.input_sizes import SizeCheck
 from shearfx.passes.propagate import check_shapes
 from shearfx.pruning_plan import norm_sizes
 from shearfx.rules.registry import Record, parameters_of
@@ -61,11 +62,12 @@ class ConstructSubnetwork:
                 flat = fx.node.map_arg(node.args[0], lambda n: copies[n])
                 root.register_module("_structure", _Structure(graph.traced.output_spec))
                 new.output(new.call_module("_structure", tuple(flat)))
+                _check_sizes(root, new, graph)
             else:
                 copies[node] = rewriter.copy(node, copies)
         if origins is not None:
             origins.update({new_node: node for node, new_node in copies.items() if isinstance(new_node, fx.Node)})
-        new.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        new.eliminate_dead_code(lambda node: node.op in ("placeholder", "call_module", "output"))
         new.lint()
         module = fx.GraphModule(root, new, class_name="Subnetwork")
         _hold_aliases(module, graph)
@@ -86,6 +88,15 @@ class _Structure(nn.Module):
 
     def forward(self, *flat: Any) -> Any:
         return pytree.tree_unflatten(flat, self.spec)
+
+
+def _check_sizes(root: nn.Module, new: fx.Graph, graph: Graph) -> None:
+    """Before anything else, the graph looks whether it was traced for these inputs."""
+    inputs = new.find_nodes(op="placeholder")
+    if inputs:
+        root.register_module("_sizes", SizeCheck(graph.traced.input_sizes()))
+        with new.inserting_after(inputs[-1]):
+            new.call_module("_sizes", tuple(inputs))
 
 
 def holder(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -148,6 +148,8 @@ def of_plan(
             node.meta.setdefault("val", origin.meta.get("val"))
         elif node.op == "get_attr":
             result.ids[node] = result.number("constant", result.content(getattr(module, str(node.target))))
+        elif node.op == "call_module" and not node.users:
+            continue  # the check of the inputs' sizes
         elif node.op == "call_module":
             result.outputs = [result.value(v) for v in node.args if v is not None]
         elif node.op != "output" and origin is None and node.target is torch.ops.aten.contiguous.default:
@@ -197,7 +199,10 @@ def difference(expected: Canonical, module: fx.GraphModule, actual: Canonical, t
                 reason += f" where the cut needs {_show(wanted)} to give {expected.shapes.get(wanted)}"
             paths = dict.fromkeys((*module_paths(node), *module_paths(wanted)))
             return Failure(reason, source_of(node), tuple(paths), rank, not partial)
-    return Failure(f"{_show(wanted)} is missing", source_of(wanted), tuple(module_paths(wanted)), rank, not partial)
+    # What broke off has no live nodes yet; the first that the cut does not have may be where it went wrong.
+    strange = (n for n in traced.graph.nodes if isinstance(actual.ids.get(n), int) and actual.ids[n] not in known)
+    paths = dict.fromkeys(path for node in (wanted, *itertools.islice(strange, 1)) for path in module_paths(node))
+    return Failure(f"{_show(wanted)} is missing", source_of(wanted), tuple(paths), rank, not partial)
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

@@ -38,7 +38,8 @@ def construct(
         graph: the analysis of this model, if there is one; the fx form traces again without it.
 
     Raises:
-        PlanError: the plan does not fit the model, or cuts what the original class cannot express.
+        PlanError: the plan does not fit the model, cuts what the original class cannot express, or asks for the graph
+            of a model that writes into its buffers.
     """
     if is_full(model, plan):
         model, graph = without(model, plan.layers), None
@@ -55,13 +56,21 @@ def construct(
 def construct_graph(model: nn.Module, plan: PruningPlan, graph: Graph | None = None) -> fx.GraphModule:
     """The fx form. Tensors that the plan does not touch are shared with the model, not copied."""
     graph = graph or analysis_of(model, plan)
+    if graph.traced.changed:
+        raise PlanError(
+            message(
+                f"the graph would not change {', '.join(graph.traced.changed[:3])} as the model does at every call",
+                where=type(model).__name__,
+                todo='choose form="module", or register as buffers only what the call leaves as it is',
+            )
+        )
     tensors = {
         name: cut_named(name, tensor.detach(), plan).requires_grad_(tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     for tensor in graph.traced.tensors.values():
         for alias in tensor.aliases[1:]:
-            tensors.setdefault(alias, tensors[tensor.aliases[0]])
+            tensors[alias] = tensors[tensor.aliases[0]]
     return ConstructSubnetwork(masks_of(graph, plan)).build(graph, tensors)
 
 
@@ -89,7 +98,7 @@ def example_call(model: nn.Module, plan: PruningPlan, open_sizes: Mapping[str, i
     Args:
         model: whose device they are on.
         plan: holds the record of the call.
-        open_sizes: by symbol; by default 3, 4, ...
+        open_sizes: by symbol; by default 3, 4, ..., or the example's where the model's code asked for open sizes.
 
     Raises:
         TraceError: the plan's record of the call cannot be turned back into arguments.
@@ -105,10 +114,12 @@ def example_call(model: nn.Module, plan: PruningPlan, open_sizes: Mapping[str, i
             what = f"the plan's record of argument {name!r} is damaged"
             raise TraceError(message(what, todo="pass graph=trace(...)"))
         symbols: dict[str, int] = {}
+        usual = value.get("example")
         shape = [
-            s if isinstance(s, int) else symbols.setdefault(s, (open_sizes or {}).get(s, 3 + len(symbols)))
-            for s in value["shape"]
-        ]
+            s if isinstance(s, int)
+            else symbols.setdefault(s, (open_sizes or {}).get(s, usual[i] if usual else 3 + len(symbols)))
+            for i, s in enumerate(value["shape"])
+        ]  # fmt: skip
         make = torch.ones if not dtype.is_floating_point else torch.zeros
         arguments[name] = make(shape, dtype=dtype, device=device)
     return arguments

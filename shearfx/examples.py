@@ -8,6 +8,7 @@ import sympy
 import torch
 from torch import fx
 
+from shearfx.budget import open_sizes
 from shearfx.errors import TraceError, message
 from shearfx.graph import Graph
 from shearfx.rules.registry import shape_of
@@ -25,6 +26,8 @@ def example(graph: Graph, device: torch.device | str = "cpu") -> tuple[dict[str,
         TraceError: arguments that are neither tensors nor plain values cannot be made again.
     """
     sizes: dict[str, int] = {}
+    if graph.traced.conditions:
+        sizes = graph.traced.input_sizes().chosen(open_sizes(graph), _SIZES)
     arguments: dict[str, Any] = {}
     names = {node.name: name for name, node in graph.traced.inputs.items()}
     for name, value in graph.traced.call.items():

@@ -10,7 +10,7 @@ from torch import nn
 
 from shearfx.dims import Atom, Dim, Prod
 from shearfx.graph import new_size
-from shearfx.overlay import numbers, write
+from shearfx.overlay import write
 from shearfx.plan_text import parse_term
 from shearfx.pruning_plan import PruningPlan
 
@@ -45,7 +45,7 @@ def mirrored(module: nn.Module, path: str, leaves: list[str], plan: PruningPlan)
     if type(module).__name__ == "Conv1D" and {"nf", "nx"} <= vars(module).keys():  # transformers.pytorch_utils
         rows, columns = module.get_parameter("weight").shape
         return {"nx": int(rows), "nf": int(columns)}
-    return _by_value(module, prefix, leaves, plan)
+    return {}
 
 
 # For each layer class: from the shape of its weight and its new number of groups to what its documentation says.
@@ -82,21 +82,6 @@ def _term(plan: PruningPlan, name: str, axis: int, atoms: list[Atom]) -> Dim | N
     terms = plan.terms.get(first)
     text = terms[axis] if terms is not None and axis < len(terms) else None
     return None if text is None else parse_term(text, atoms)
-
-
-def _by_value(module: nn.Module, prefix: str, leaves: list[str], plan: PruningPlan) -> dict[str, int]:
-    """Any other class: integers equal to the old size of a cut dim, where all dims of that size change alike."""
-    changed: dict[int, set[int]] = {}
-    for leaf in (*module._parameters, *module._buffers):
-        old = plan.shapes.get(prefix + leaf)
-        for axis, size in enumerate(old or ()):
-            kept = plan.kept.get(prefix + leaf, {}).get(axis)
-            changed.setdefault(size, set()).add(size if kept is None else len(kept))
-    return {
-        name: next(iter(changed[value]))
-        for name, value in numbers(module).items()
-        if len(changed.get(value, ())) == 1 and changed[value] != {value}
-    }
 
 
 def _around(model: nn.Module, path: str) -> None:

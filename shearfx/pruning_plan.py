@@ -248,7 +248,15 @@ def _argument(value: Any) -> Any:
         raise ValueError(f"expected a shape, not {shape}")
     if math.prod(s for s in shape if isinstance(s, int)) > LARGEST:
         raise ValueError(f"a call with a tensor of impossible size {shape}")
-    return {"dtype": str(value["dtype"]), "shape": shape}
+    found = {"dtype": str(value["dtype"]), "shape": shape}
+    if "example" not in value:
+        return found
+    example = list(value["example"])
+    if len(example) != len(shape) or not all(type(s) is int and s >= 0 for s in example):
+        raise ValueError(f"expected the sizes of an example, not {example}")
+    if math.prod(example) > LARGEST:
+        raise ValueError(f"a call with a tensor of impossible size {example}")
+    return found | {"example": example}
 
 
 def _cut(data: Mapping[str, Any], size: int) -> Cut:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import itertools
 import logging
 import time
@@ -26,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from shearfx.cleaning import clean, inline, mutates
 from shearfx.errors import TraceError, message
+from shearfx.input_sizes import InputSizes, conditions_of, shapes_of
 from shearfx.routed_products import PlainProducts
 from shearfx.rules.registry import shape_of
 from shearfx.untouched import untouched
@@ -70,7 +72,15 @@ class Traced:
     """Paths of the low-rank adapter layers (a frozen base, A and B)."""
     ranks: dict[str, int] = field(default_factory=dict)
     """Parameters of such adapters, each with the dim that is the rank."""
+    conditions: tuple[Any, ...] = ()
+    """What the model's own code asked of the open sizes on its way, and found true of the example's."""
+    changed: tuple[str, ...] = ()
+    """Buffers that the call writes into."""
     seconds: float = 0.0
+
+    def input_sizes(self) -> InputSizes:
+        """For which sizes of the inputs the graph holds."""
+        return InputSizes(shapes_of(self.inputs), self.conditions)
 
 
 def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
@@ -86,13 +96,14 @@ def trace_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     kwargs = by_name(model, args, kwargs)
     start = time.perf_counter()
     with untouched(model), evaluation(model), _quiet(), _spelt_out(model, kwargs), torch.no_grad(), PlainProducts():
-        program, names = _export(model, kwargs)
+        program = _export(model, kwargs)
         graph_module = program.graph_module
+        conditions = conditions_of(_fed(program))
         if mutates(graph_module):
             program = program.run_decompositions({})
             graph_module = program.graph_module
     inline(graph_module)
-    traced = _describe(model, program, names)
+    traced = _describe(model, program, conditions)
     clean(traced.graph)
     for node in [n for n in traced.tensors if not n.users]:
         if not any(other.users and traced.tensors[other].name == traced.tensors[node].name for other in traced.tensors):
@@ -190,7 +201,7 @@ def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _export(model: nn.Module, kwargs: dict[str, Any]) -> tuple[ExportedProgram, list[str]]:
+def _export(model: nn.Module, kwargs: dict[str, Any]) -> ExportedProgram:
     """Export with as many open dims as the model's code allows."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
@@ -206,7 +217,8 @@ def _export(model: nn.Module, kwargs: dict[str, Any]) -> tuple[ExportedProgram, 
             continue
         try:
             shapes = _open_dims(model, example, openness)
-            return torch.export.export(model, (), example, strict=False, dynamic_shapes=shapes), list(kwargs)
+            with contextlib.redirect_stderr(io.StringIO()):  # where torch prints the whole graph before it fails
+                return torch.export.export(model, (), example, strict=False, dynamic_shapes=shapes)
         except Exception as error:  # export raises every kind there is; the last attempt's is the user's
             errors.append(error)
     raise TraceError(
@@ -267,7 +279,14 @@ def _where(error: BaseException) -> str:
 # -- reading the export --------------------------------------------------------------------------------
 
 
-def _describe(model: nn.Module, program: ExportedProgram, names: list[str]) -> Traced:
+def _fed(program: ExportedProgram) -> list[torch.Tensor]:
+    """The tensors of the call, not those of the model."""
+    fed = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in fed]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _describe(model: nn.Module, program: ExportedProgram, conditions: tuple[Any, ...]) -> Traced:
     graph = program.graph_module.graph
     nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     aliases = tensor_names(model)
@@ -276,13 +295,14 @@ def _describe(model: nn.Module, program: ExportedProgram, names: list[str]) -> T
     inputs: dict[str, fx.Node] = {}
     constants: dict[str, torch.Tensor] = {}
     reached: set[str] = set()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for spec in program.graph_signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             assert spec.target is not None
             group = aliases.get(spec.target, (spec.target,))
             reached.update(group)
-            tensors[node] = _tensor(group, spec.kind is InputKind.PARAMETER, node.meta["val"], persistent)
+            tensors[node] = _tensor(group, group[0] in parameters, node.meta["val"], persistent)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             assert spec.target is not None
             value = program.constants[spec.target]
@@ -292,13 +312,14 @@ def _describe(model: nn.Module, program: ExportedProgram, names: list[str]) -> T
         elif isinstance(node.meta.get("val"), torch.Tensor):
             inputs[node.name] = node
     output = graph.output_node()
+    written = program.graph_signature.buffers_to_mutate.values()
+    changed = tuple(dict.fromkeys(aliases.get(name, (name,))[0] for name in written))
     returned = [
         value
         for value, spec in zip(output.args[0], program.graph_signature.output_specs, strict=True)
         if spec.kind is OutputKind.USER_OUTPUT
     ]
     output.args = (tuple(returned),)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     unused = []
     for group in dict.fromkeys(aliases.values()):
         if not reached & set(group):
@@ -314,10 +335,15 @@ def _describe(model: nn.Module, program: ExportedProgram, names: list[str]) -> T
         for axis, size in enumerate(shape_of(node.meta["val"])[: 1 if node.meta["val"].is_floating_point() else 2])
         if isinstance(size, int)
     ]
+    sizes = InputSizes(shapes_of(inputs), conditions)
+    fixed += [f"only where {sizes.told(condition)}" for condition in conditions]
+    if conditions:
+        for name, node in inputs.items():  # who makes the call again has to come the same way
+            call[name]["example"] = [s if isinstance(s, int) else int(s.node.hint) for s in node.meta["val"].shape]
     kind = type(model)
     adapters, ranks = _adapters(model, aliases)
     return Traced(graph, tensors, unused, inputs, constants, spec, call, f"{kind.__module__}.{kind.__qualname__}",
-                  fixed, adapters, ranks)  # fmt: skip
+                  fixed, adapters, ranks, conditions, changed)  # fmt: skip
 
 
 _FACTORS = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
@@ -338,7 +364,8 @@ def _adapters(model: nn.Module, aliases: dict[str, tuple[str, ...]]) -> tuple[tu
 
 
 def tensor_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Every name of a parameter or buffer to all names of the same tensor (tied weights, shared modules)."""
+    """Every name of a parameter or buffer to all names of the same tensor (tied weights, shared modules), those of
+    parameters first."""
     by_identity: dict[int, list[str]] = {}
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     for name, tensor in tensors:

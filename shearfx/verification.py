@@ -79,15 +79,16 @@ def verify(
     same = _same_arguments(graph, inputs)
     if (same and not _fits(graph, inputs)) or not (same or forms):
         graph, same = trace(model, **given), True
-    if same:
+    if same and not (forms and graph.traced.changed):
         fx_form = construct(full, plan, form="fx", graph=graph)
         forms["fx"] = doubled(fx_form) if double else fx_form
+    zeroed = mask(full, plan)  # before any runs: a call may leave something in the model's buffers
     original = _original(full, inputs, double)
     if not original:
         raise SoundnessError(
             message("the model returns no tensor that could be compared", todo="verify a module that returns one")
         )
-    masked = outputs_of(mask(full, plan), inputs, double)
+    masked = outputs_of(zeroed, inputs, double)
     errors: dict[str, float] = {}
     for name, form in forms.items():
         call = {k: v for k, v in inputs.items() if k in graph.traced.inputs} if name == "fx" else inputs
@@ -127,13 +128,8 @@ def _same_arguments(graph: Graph, inputs: Mapping[str, Any]) -> bool:
 
 
 def _fits(graph: Graph, inputs: Mapping[str, Any]) -> bool:
-    """Whether a call has the sizes of the traced one wherever those are fixed."""
-    for name, value in graph.traced.call.items():
-        if isinstance(value, dict) and isinstance(tensor := inputs.get(name), torch.Tensor):
-            sizes, rank = value["shape"], tensor.dim()
-            if len(sizes) != rank or any(type(s) is int and s != tensor.shape[i] for i, s in enumerate(sizes)):
-                return False
-    return True
+    """Whether a call has sizes for which the graph was traced."""
+    return not graph.traced.input_sizes().misfit({name: inputs[name].shape for name in graph.traced.inputs})
 
 
 def _original(model: nn.Module, inputs: Mapping[str, Any], double: bool) -> list[torch.Tensor]:

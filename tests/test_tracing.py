@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import shearfx
 from shearfx.errors import TraceError
+from shearfx.pruning_plan import of_cuts
 
 
 class Block(nn.Module):
@@ -29,6 +30,49 @@ def test_modes_and_weights_are_left_as_they_were() -> None:
     shearfx.trace(model, torch.randn(3, 6))
     assert model.training and model.up.training and not model.dropout.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_does_not_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class Growing(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: int((x > 0).sum())] if int((x > 0).sum()) > 3 else x
+
+    with pytest.raises(TraceError, match="cannot be exported"):
+        shearfx.trace(Growing(), torch.randn(3, 6))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_buffer_that_is_a_parameter_is_one_tensor_with_it() -> None:
+    class Doubled(Block):
+        again: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("again", self.up.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.down(torch.relu(self.up(x)) + self.again.sum(1))
+            return out
+
+    model, x = Doubled().eval(), torch.randn(3, 6)
+    graph = shearfx.trace(model, x)
+    (group,) = [g for g in graph.groups if g.size == 10]
+    for form in ("fx", "module"):
+        plan = of_cuts(graph, {group.name: range(7)}, options={"form": "fx"} if form == "fx" else {})
+        small = shearfx.construct(model, plan, form=form, graph=graph)
+        assert small.get_buffer("again") is small.get_parameter("up.weight") if form == "module" else True
+        assert shearfx.verify(model, plan, x, graph=graph).moved > 1e-3
+
+
+def test_a_table_as_long_as_the_whole_batch_is_pinned() -> None:
+    class Numbering(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.up(x)
+            out: Tensor = self.down(hidden * torch.arange(x.shape[0] * 10).view(-1, 10))
+            return out
+
+    graph = shearfx.trace(Numbering(), torch.randn(3, 6))
+    assert not graph.groups
 
 
 def test_modes_are_restored_when_the_model_does_not_export() -> None:

@@ -93,7 +93,11 @@ def table(site: Site) -> Dims:
     """A table by position: its dims are free; it is made at full size, then sliced."""
     site.operands(transfer=lambda _: Value.FINITE)
     site.record.created = True
-    return site.fresh_like_output()
+    out = site.fresh_like_output()
+    for dim in out:
+        if not isinstance(dim.size, int) and not dim.size.is_Symbol:
+            site.pin(dim, "a table whose length is computed from an open size: there is no list of what to keep of it")
+    return out
 
 
 @rule(aten.sym_size.int, samples=lambda: ())
