@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from shearfx.dims import Atom, leaves
+from shearfx.dims import OPEN, Atom, leaves
 from shearfx.graph import Graph, Group, module_path, module_paths, natural, source_of
 from shearfx.pruning_plan import PruningPlan, check_terms, masks_of
 from shearfx.rules.registry import Dims, Record
@@ -130,8 +130,9 @@ class _Builder:
         return node
 
     def _pin_of(self, atom: Atom) -> int:
-        assert atom.pin is not None
-        key = (self.terms.term(atom), atom.pin.reason, atom.pin.node)
+        pin = atom.pin if isinstance(atom.size, int) else OPEN  # whatever else is said of an open size, it is open
+        assert pin is not None
+        key = (self.terms.term(atom), pin.reason, pin.node)
         return self.pins.setdefault(key, len(self.pins))
 
     def _pin(self, dims: str, reason: str, node: str) -> PinInfo:
