@@ -91,7 +91,7 @@ class StackedLowRank(LowRank):
 
     def _experts(self) -> Iterator[LowRank]:
         """The adapter of each matrix."""
-        weight, turned = self.weight.detach(), self.transposed
-        for matrix, a, b in self.parts(weight, self.a, self.b):
-            own = matrix.T if turned else matrix
-            yield LowRank(self.path, _Matrix(own), nn.Parameter(a, False), nn.Parameter(b, False), self.scaling, turned)
+        weight = self.weight.detach()
+        for matrix, (_, a, b) in zip(weight, self.parts(weight, self.a, self.b), strict=True):
+            factors = nn.Parameter(a, False), nn.Parameter(b, False)
+            yield LowRank(self.path, _Matrix(matrix), *factors, self.scaling, self.transposed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,12 +12,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import shearfx
 from shearfx.config import ShearConfig
-from shearfx.optim import LHSPG
 from shearfx.pipeline.adapting import adapting
 from shearfx.pipeline.kinds import kinds_in
 from shearfx.training.state_files import read_state
 from tests import zoo
-from tests.tiny_runs import Telling, options, write_text
+from tests.tiny_runs import Telling, faded_logits, options, write_text
 from tests.tiny_tokenizers import byte_tokenizer
 
 
@@ -58,16 +56,14 @@ def test_experts_are_cut_fitted_and_recovered(tmp_path: Path) -> None:
         assert torch.equal(again(ids).logits, sheared.model(ids).logits)
 
 
-PAPER = {"recipe": "paper", "compensation": "none", "distill": 0.0}
-
-
 @pytest.mark.parametrize(
     "more",
     [
         {"prune_share": 0.5, "distill": 0.5},
         *(pytest.param(one, marks=pytest.mark.slow) for one in (
             {"prune_share": 0.5, "targets": ("q_proj", "v_proj"), "compensation": "none"},  # experts learn nothing
-            {"prune_share": 0.5, "saliency": "loraprune", "compensation": "none"}, PAPER,
+            {"prune_share": 0.5, "saliency": "loraprune", "compensation": "none"},
+            {"recipe": "paper", "compensation": "none", "distill": 0.0},
             {"prune_share": 0.5, "carrier": "weights", "merge": "period", "compensation": "none"},
             {"prune_share": 0.5, "merge": "never", "compensation": "none"},
         )),
@@ -75,15 +71,8 @@ PAPER = {"recipe": "paper", "compensation": "none", "distill": 0.0}
     ids=lambda more: ", ".join(f"{k} {v}" for k, v in more.items()),
 )  # fmt: skip
 def test_experts_that_fade_are_what_is_cut(tmp_path: Path, more: dict[str, Any]) -> None:
-    ids, faded, detach = torch.arange(48).reshape(3, 16) % 200, [], LHSPG.detach
-
-    def watched(self: LHSPG) -> None:
-        if self.gates.attached and not self.model.training:
-            with torch.no_grad():
-                faded.append(self.model(input_ids=ids).logits)
-        detach(self)
-
-    with patch.object(LHSPG, "detach", watched):
+    ids = torch.arange(48).reshape(3, 16) % 200
+    with faded_logits(ids) as faded:
         sheared = shear(tiny_mixtral(), tmp_path, tokens=20 * 64, periods=2, **more)
     assert {cut.kind for cut in sheared.plan.cuts} == {"ffn", "heads"}
     assert len(faded) == 1

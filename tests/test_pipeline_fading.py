@@ -16,9 +16,8 @@ from torch import Tensor
 import shearfx
 from shearfx.config import ShearConfig
 from shearfx.errors import PlanError
-from shearfx.optim import LHSPG
 from shearfx.pipeline.progressive import lengths
-from tests.tiny_runs import Runs, write_model, write_text
+from tests.tiny_runs import Runs, faded_logits, write_model, write_text
 
 IDS = torch.arange(48).reshape(3, 16) % 200
 
@@ -38,16 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     ids=lambda more: ", ".join(f"{k} {v}" for k, v in more.items()),
 )
 def test_the_cut_model_computes_what_the_gated_one_did(runs: Runs, tmp_path: Path, more: dict[str, Any]) -> None:
-    gated: list[Tensor] = []
-    detach = LHSPG.detach
-
-    def watched(self: LHSPG) -> None:
-        if self.gates.attached and not self.model.training:
-            with torch.no_grad():
-                gated.append(self.model(input_ids=IDS).logits)
-        detach(self)
-
-    with patch.object(LHSPG, "detach", watched):
+    with faded_logits(IDS) as gated:
         sheared = runs(tmp_path / "run", prune_share=0.5, periods=2, tokens=10 * 2 * 32, **more)
     assert sheared.plan.achieved > 0.1
     cut = shearfx.load(tmp_path / "run" / "cut")

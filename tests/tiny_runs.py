@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shearfx.config import ShearConfig
 from shearfx.models import LoadedModel
+from shearfx.optim import LHSPG
 from shearfx.pipeline import Sheared, Shearing, Silent
 from shearfx.pipeline.given import given
 from shearfx.pipeline.subject import Known
@@ -80,6 +83,22 @@ class Runs:
             self.known.setdefault(config.scope, ANALYSED[key])
         with patch("shearfx.pipeline.cutting.TURNS", 1):
             return shearing.run()
+
+
+@contextlib.contextmanager
+def faded_logits(ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """What models give for some tokens when LHSPG has faded their structures and is about to leave them."""
+    found: list[torch.Tensor] = []
+    detach = LHSPG.detach
+
+    def watched(self: LHSPG) -> None:
+        if self.gates.attached and not self.model.training:
+            with torch.no_grad():
+                found.append(self.model(input_ids=ids).logits)
+        detach(self)
+
+    with patch.object(LHSPG, "detach", watched):
+        yield found
 
 
 class Telling(Silent):

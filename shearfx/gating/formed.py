@@ -28,15 +28,20 @@ class FormedWeights:
         places: of weights that modules form.
         factors: what each is multiplied by now.
         collector: who is told of derivatives on the way back, if anyone is.
+        is_open: whether all gates stand open, so that modules are left alone.
     """
 
     def __init__(
-        self, places: Iterable[GatedWeight], factors: Factors, collector: Callable[[], Collector | None]
+        self,
+        places: Iterable[GatedWeight],
+        factors: Factors,
+        collector: Callable[[], Collector | None],
+        is_open: Callable[[], bool],
     ) -> None:
         self._of: dict[nn.Module, dict[str, list[GatedWeight]]] = {}
         for place in places:
             self._of.setdefault(place.module, {}).setdefault(place.leaf, []).append(place)
-        self._factors, self._collector = factors, collector
+        self._factors, self._collector, self._is_open = factors, collector, is_open
         self._hooks: list[Any] = []
 
     def attach(self) -> None:
@@ -47,7 +52,7 @@ class FormedWeights:
             def before(
                 module: nn.Module, _: Any, leaves: dict[str, list[GatedWeight]] = leaves, put: list[str] = put
             ) -> None:
-                for leaf, places in leaves.items():
+                for leaf, places in leaves.items() if not self._is_open() else ():
                     gate = _Gate(places, self._factors, self._collector())
                     if parametrize.is_parametrized(module, leaf):
                         module.parametrizations[leaf].append(gate)  # type: ignore[index, union-attr]

@@ -58,7 +58,7 @@ class Gates:
         for weight in self._in_place:
             self._weights[weight.group].append(weight)
         formed = [weight for weight in self.places.weights if weight.formed]
-        self._formed = FormedWeights(formed, self._factor, lambda: None if self._open else self.collector)
+        self._formed = FormedWeights(formed, self._factor, lambda: self.collector, lambda: self._open)
         self._saved: dict[int, list[tuple[nn.Parameter, int, Tensor, Tensor]]] = {}
         self._hooks: list[Any] = []
         self._attached = self._open = False
@@ -199,7 +199,7 @@ class Gates:
     def _factor(self, weight: GatedWeight, formed: Tensor) -> Tensor | None:
         """What a formed weight is multiplied by, shaped to broadcast; None where that is all ones."""
         factor = self._factors_of(weight)
-        if self._open or bool((factor == 1).all()):
+        if bool((factor == 1).all()):
             return None
         return factor.to(formed.device, formed.dtype).reshape(
             [-1 if i == weight.axis else 1 for i in range(formed.dim())]
